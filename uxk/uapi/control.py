@@ -1,0 +1,243 @@
+"""The control protocol: how another process reaches a running kernel (``uxk -k SOCKET``).
+
+Over a Unix stream socket; each message is a little-endian u32 length and that many bytes of MessagePack: one
+entry, in the style of :mod:`uxk.uapi.entries`.  The client speaks first, with :class:`Hello`; its form never
+changes, so that any two versions can find out whether they understand each other.  Then it sends requests, one at a
+time.  The answer to a request is a :class:`Failure`, or a value: the bytes of one or more :class:`Part`, joined,
+are the MessagePack of the type that the request's docstring names.  :class:`Follow` is answered with values until
+:class:`End`; the client stops it by hanging up.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
+
+from msgspec import Meta, Struct, field
+
+from uxk.uapi.entries import U31, U63, Entry, Name, Path, Value
+
+VERSION: Final = 1
+"""Version of the protocol that this file describes."""
+REPLY_MAX_BYTES: Final = 64 << 20
+"""Largest value in an answer, its parts together: neither side keeps more for the other."""
+PART_MAX_BYTES: Final = 256 << 10
+"""Bytes of a value in one message."""
+MESSAGE_MAX_CHARS: Final = 4096
+"""Longest error message."""
+PARAMS_MAX: Final = 256
+"""Parameters in one request."""
+
+Text: TypeAlias = Annotated[str, Meta(max_length=MESSAGE_MAX_CHARS)]
+InstanceName: TypeAlias = Annotated[str, Meta(max_length=255)]
+"""Empty for the module's own name; the kernel says what is wrong with one that is too long."""
+ParamTexts: TypeAlias = Annotated[dict[Name, Value], Meta(max_length=PARAMS_MAX)]
+LevelMask: TypeAlias = Annotated[int, Meta(ge=0, le=255)]
+"""Bit n stands for kmsg level n."""
+
+# --- client to kernel ---------------------------------------------------------------------------------
+
+
+class Hello(Entry, tag=1):
+    """First message: the oldest and newest versions that the client speaks.  Answered by :class:`Welcome`."""
+
+    oldest: U31
+    newest: U31
+
+
+class ListModules(Entry, tag=2):
+    """Loaded instances, or modules that could be loaded: ``tuple[ModuleRow, ...]``."""
+
+    cid: U63
+    available: bool = False
+
+
+class Modprobe(Entry, tag=3):
+    """Loads a module by name or alias with what it depends on: the instance's name, ``str``."""
+
+    cid: U63
+    name: Path
+    params: ParamTexts = field(default_factory=dict)
+    instance: InstanceName = ""
+
+
+class Insmod(Entry, tag=4):
+    """Loads a single file that the kernel can read, by absolute path: the instance's name, ``str``."""
+
+    cid: U63
+    path: Path
+    params: ParamTexts = field(default_factory=dict)
+    instance: InstanceName = ""
+
+
+class Rmmod(Entry, tag=5):
+    """Unloads an instance: ``None``."""
+
+    cid: U63
+    name: Path
+
+
+class Modinfo(Entry, tag=6):
+    """What a module says of itself: :class:`ModuleInfo`."""
+
+    cid: U63
+    name: Path
+
+
+class Depmod(Entry, tag=7):
+    """Dependencies and aliases of every module that can be found: :class:`Dependencies`."""
+
+    cid: U63
+
+
+class Dmesg(Entry, tag=8):
+    """The records held: :class:`LogBatch`."""
+
+    cid: U63
+    levels: LevelMask = 255
+
+
+class Follow(Entry, tag=9):
+    """Records as they come, after those held already if ``oldest``: :class:`LogBatch`, again and again.
+
+    The kernel never waits for a slow client: what is overwritten before it was sent is counted as lost.
+    """
+
+    cid: U63
+    levels: LevelMask = 255
+    oldest: bool = True
+
+
+class ReadAttribute(Entry, tag=10):
+    """An attribute's text: ``str``."""
+
+    cid: U63
+    path: Path
+
+
+class WriteAttribute(Entry, tag=11):
+    """Writes an attribute: ``None``."""
+
+    cid: U63
+    path: Path
+    value: Value
+
+
+class ListDirectory(Entry, tag=12):
+    """A directory's entries by name: ``tuple[TreeEntry, ...]``."""
+
+    cid: U63
+    path: Path
+
+
+class StatPath(Entry, tag=13):
+    """What is there; a link at the end is not followed: :class:`TreeEntry`."""
+
+    cid: U63
+    path: Path
+
+
+class Render(Entry, tag=14):
+    """A picture of a directory and all below it: ``str``."""
+
+    cid: U63
+    path: Path
+    values: bool = False
+
+
+class Statistics(Entry, tag=15):
+    """Figures of an instance, or of the kernel if ``name`` is empty: ``dict[str, Any]``."""
+
+    cid: U63
+    name: InstanceName = ""
+
+
+Request: TypeAlias = (
+    ListModules | Modprobe | Insmod | Rmmod | Modinfo | Depmod | Dmesg | Follow | ReadAttribute | WriteAttribute
+    | ListDirectory | StatPath | Render | Statistics
+)  # fmt: skip
+ToKernel: TypeAlias = Hello | Request
+
+# --- kernel to client ---------------------------------------------------------------------------------
+
+
+class Welcome(Entry, tag=64):
+    """The version to be spoken, and who answers."""
+
+    version: U31
+    clock: Name
+    pid: U31
+
+
+class Part(Entry, tag=65):
+    """A part of the answer to ``cid``; ``more`` says that the value goes on in the next message."""
+
+    cid: U63
+    data: bytes
+    more: bool = False
+
+
+class End(Entry, tag=66):
+    """No more values will follow for ``cid``: the kernel shuts down."""
+
+    cid: U63
+
+
+class Failure(Entry, tag=67):
+    """The request failed, or, with ``cid`` 0, the connection: the kernel closes it.
+
+    ``kind`` is the name of a class in :mod:`uxk.errors`.
+    """
+
+    cid: U63
+    errno: U31
+    kind: Name
+    message: Text
+
+
+ToClient: TypeAlias = Welcome | Part | End | Failure
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+class LogRecord(Struct, frozen=True):
+    """One kmsg record; ``time_ns`` is kernel time."""
+
+    seq: int
+    time_ns: int
+    level: int
+    facility: int
+    source: str
+    text: str
+    fields: dict[str, str | int]
+
+
+class LogBatch(Struct, frozen=True):
+    """Records, oldest first, and how many were overwritten before this client read them."""
+
+    records: tuple[LogRecord, ...]
+    lost: int = 0
+
+
+class TreeEntry(Struct, frozen=True):
+    """One entry of the tree; ``target`` is where a link points."""
+
+    name: str
+    kind: Literal["dir", "file", "link"]
+    mode: int
+    size_bytes: int
+    target: str = ""
+
+
+Figures: TypeAlias = dict[str, Any]
+
+
+class Versions(NamedTuple):
+    """A range of protocol versions, both ends included."""
+
+    oldest: int = VERSION
+    newest: int = VERSION
+
+    def common(self, other: Versions) -> int | None:
+        """The newest version that both speak, or None."""
+        newest = min(self.newest, other.newest)
+        return newest if newest >= max(self.oldest, other.oldest) else None

@@ -1,0 +1,57 @@
+"""What lsmod, modinfo and depmod tell, as data: the same for the API, the control socket and ``--json``."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class ModuleRow(Struct, frozen=True):
+    """One line of ``lsmod``."""
+
+    name: str
+    size_bytes: int
+    used_by: tuple[str, ...]
+    state: str
+    version: str
+    driver_class: str
+
+
+class Parameter(Struct, frozen=True):
+    """A parameter as ``modinfo`` shows it; ``default_text`` is ``"required"`` if there is none."""
+
+    name: str
+    type_text: str
+    default_text: str
+    help: str
+    unit: str
+    writable: bool
+    constraint_text: str
+
+
+class ModuleInfo(Struct, frozen=True):
+    """What ``modinfo`` shows."""
+
+    filename: str
+    name: str
+    version: str
+    author: str
+    license: str
+    description: str
+    kind: str
+    driver_class: str
+    alias: tuple[str, ...]
+    depends: tuple[str, ...]
+    softdep: str
+    capabilities: tuple[str, ...]
+    placement: str
+    memory_bytes: int
+    queue_depth: int
+    parameters: tuple[Parameter, ...]
+
+
+class Dependencies(Struct, frozen=True):
+    """What ``depmod`` would write: texts of modules.dep and modules.alias, and what is wrong."""
+
+    modules_dep: str
+    modules_alias: str
+    problems: tuple[str, ...]
