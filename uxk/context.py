@@ -1,0 +1,379 @@
+"""The extension's view of the kernel: every method stages entries of the up queue, none of them waits.
+
+A method that the kernel answers returns a :class:`Reply`: attach a callback with :meth:`Reply.then` (fast
+path), or ``await`` it inside ``async def run``.  The entries leave as one frame when the turn ends.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from uxk.core.events import EventHeap, EventId, nanoseconds
+from uxk.core.streams import RandomStreams
+from uxk.errors import BudgetError, CapabilityError, RequestError, RingFull, UsageError, errno_name
+from uxk.limits import I64_MAX, KMSG_TEXT_MAX_BYTES, TIMERS_PER_ACTOR_MAX
+from uxk.uapi import entries as e
+from uxk.uapi.rights import Rights
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_Completion = e.Completion
+
+
+class Reply:
+    """The answer to a command, when it comes.  ``await`` it, or give it a callback."""
+
+    __slots__ = ("_event", "_then", "_what", "completion")
+
+    def __init__(self, what: str) -> None:
+        self.completion: e.Completion | None = None
+        self._then: Callable[[e.Completion], object] | None = None
+        self._event: trio.Event | None = None
+        self._what = what
+
+    def then(self, callback: Callable[[e.Completion], object]) -> Reply:
+        """Calls ``callback(completion)`` when the answer arrives, whatever its status; at once if it is there."""
+        self._then = callback
+        if self.completion is not None:
+            callback(self.completion)
+        return self
+
+    def resolve(self, completion: e.Completion) -> None:
+        """Delivers the answer; called by the actor runtime."""
+        self.completion = completion
+        if self._event is not None:
+            self._event.set()
+        if self._then is not None:
+            self._then(completion)
+
+    async def _wait(self) -> e.Completion:
+        if self.completion is None:
+            if self._event is None:
+                self._event = trio.Event()
+            await self._event.wait()
+        completion = self.completion
+        assert completion is not None
+        if completion.status:
+            text = completion.payload.decode(errors="replace") or errno_name(completion.status)
+            raise RequestError(f"{self._what}: {text}", errno=completion.status)
+        return completion
+
+    def __await__(self) -> Generator[Any, Any, e.Completion]:
+        return self._wait().__await__()
+
+
+class Context:
+    """One instance's handle on its kernel."""
+
+    __slots__ = (
+        "_cid", "_clock", "_depth", "_inbox", "_inbox_event", "_map", "_now_ns", "_on_output", "_pending", "_raw",
+        "_replies", "_reply", "_timers", "_up", "device", "dropped_log_lines", "instance", "name", "random_streams",
+    )  # fmt: skip
+
+    def __init__(self, name: str, instance: int, seed: int, depth: int, now_ns: int) -> None:
+        self.name = name
+        self.instance = instance
+        self._now_ns = now_ns
+        self._clock: Callable[[], int] | None = None
+        self.device = ""
+        self.dropped_log_lines = 0
+        self.random_streams = RandomStreams(seed)
+        self._depth = depth
+        self._cid = 0
+        self._pending: dict[int, Reply] = {}
+        self._up: list[e.Entry] = []
+        self._replies: list[e.Entry] = []
+        self._reply = self._replies.append
+        self._map: Callable[[int, bool], memoryview] | None = None
+        self._raw: list[tuple[bool, bytes, int]] = []
+        self._timers: EventHeap | None = None
+        self._on_output: Callable[[], None] | None = None
+        self._inbox: list[e.Request] = []
+        self._inbox_event: trio.Event | None = None
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time: as of the present turn, or, for an extension with a ``run``, as of now."""
+        return self._now_ns if self._clock is None else self._clock()
+
+    # --- requests ---
+
+    def complete(self, request: e.Request, payload: bytes = b"", *, status: int = 0, result: int = 0) -> None:
+        """Answers a request; ``status`` is 0 or an errno."""
+        self._reply(_Completion(request.cid, status, result, payload))
+        if self._on_output is not None:
+            self._on_output()
+
+    def complete_batch(self, requests: Sequence[e.Request], payloads: Iterable[bytes] = ()) -> None:
+        """Answers a whole batch with success: with ``payloads``, one each, or with none."""
+        done: list[e.Entry] = (
+            [_Completion(request.cid, 0, 0, payload) for request, payload in zip(requests, payloads, strict=True)]
+            if payloads else [_Completion(request.cid) for request in requests]
+        )  # fmt: skip
+        self._replies += done
+        if self._on_output is not None:
+            self._on_output()
+
+    def fail(self, request: e.Request, status: int = errno.EIO) -> None:
+        """Answers a request with an errno."""
+        self.complete(request, status=status)
+
+    def batches(self) -> AsyncIterator[list[e.Request]]:
+        """Requests as they come, for an extension whose ``run`` serves them itself: ``async for batch in ...``."""
+        return _Batches(self)
+
+    async def _next_batch(self) -> list[e.Request]:
+        while True:
+            if not self._inbox:
+                self._inbox_event = trio.Event()
+                await self._inbox_event.wait()
+            batch, self._inbox = self._inbox, []
+            requests = [entry for entry in batch if isinstance(entry, e.Request)]
+            self._replies.extend(e.Pong(entry.number) for entry in batch if isinstance(entry, e.Ping))
+            self._note_output()
+            if requests:
+                return requests
+
+    # --- staging ---
+
+    def _note_output(self) -> None:
+        if self._on_output is not None:
+            self._on_output()
+
+    def stage(self, entry: e.Entry) -> None:
+        """Stages an entry that has no answer.  EAGAIN if the up queue is full."""
+        if len(self._up) >= self._depth:
+            raise RingFull(f"{self.name}: up queue of {self._depth} entries is full in this turn")
+        self._up.append(entry)
+        self._note_output()
+
+    def _say_last(self, entry: e.SetAttribute | e.SetPoll) -> None:
+        """Stages ``entry`` in place of an earlier one of this turn on the same name: only the last value counts.
+
+        So an author may publish after every request and every event without filling the queue.
+        """
+        for index, staged in enumerate(self._up):
+            if isinstance(staged, (e.SetAttribute, e.SetPoll)) and type(staged) is type(entry):
+                if staged.name == entry.name:
+                    self._up[index] = entry
+                    return
+        self.stage(entry)
+
+    def command(self, make: Callable[[int], e.Entry]) -> Reply:
+        """Stages ``make(cid)`` and returns its reply.  EAGAIN if too many answers are outstanding."""
+        if len(self._pending) >= self._depth:
+            raise RingFull(f"{self.name}: {self._depth} commands are outstanding already")
+        self._cid += 1
+        entry = make(self._cid)
+        self.stage(entry)
+        reply = self._pending[self._cid] = Reply(f"{self.name}: {type(entry).__name__}")
+        return reply
+
+    def write_raw(self, frame: bytes, count: int = 1, *, up: bool = False) -> None:
+        """Writes bytes into a queue as they are, claiming ``count`` entries: for tests of the kernel's defences."""
+        if not isinstance(frame, bytes) or not isinstance(count, int):
+            kinds = f"{type(frame).__name__} and {type(count).__name__}"
+            raise TypeError(f"write_raw: expected bytes and int, got {kinds}")
+        self._raw.append((up, frame, count))
+        self._note_output()
+
+    # --- life ---
+
+    def ready(self) -> None:
+        """The readiness signal, for a manifest with ``ready="explicit"``."""
+        self.stage(e.Ready())
+
+    def charge_ns(self, cost_ns: int) -> None:
+        """Declares that this turn's thinking costs ``cost_ns``."""
+        self.stage(e.Charge(cost_ns))
+
+    def log(self, text: str, *, level: int = 6, **fields: int | str) -> None:
+        """A kmsg line, levels 0 (emergency) to 7 (debug).  What a full queue cannot take is counted."""
+        if len(self._up) >= self._depth:
+            self.dropped_log_lines += 1
+            return
+        self._up.append(e.Log(level, text[:KMSG_TEXT_MAX_BYTES], fields))
+        self._note_output()
+
+    def random(self, name: str = "") -> np.random.Generator:
+        """A random stream of this instance, derived from the run's seed."""
+        return self.random_streams.stream(name)
+
+    # --- time ---
+
+    def call_at_ns(
+        self, due_ns: int, callback: Callable[[Any], object], argument: Any = None, *, daemon: bool = False
+    ) -> EventId:
+        """Calls ``callback(argument)`` at virtual time ``due_ns``.  A daemon timer keeps no run alive."""
+        if due_ns > I64_MAX:
+            raise UsageError(f"{self.name}: due_ns={due_ns}, expected at most {I64_MAX}")
+        timers = self._timers
+        if timers is None:
+            timers = self._timers = EventHeap()
+        if len(timers) >= TIMERS_PER_ACTOR_MAX:
+            raise BudgetError(f"{self.name}: more than {TIMERS_PER_ACTOR_MAX} timers")
+        schedule = timers.call_at_daemon if daemon else timers.call_at
+        event = schedule(max(nanoseconds("due_ns", due_ns), self.now_ns), callback, argument)
+        self._note_output()
+        return event
+
+    def call_later_ns(
+        self, delay_ns: int, callback: Callable[[Any], object], argument: Any = None, *, daemon: bool = False
+    ) -> EventId:
+        """Calls ``callback(argument)`` after ``delay_ns``."""
+        if delay_ns < 0:
+            raise UsageError(f"{self.name}: delay_ns={delay_ns}, expected >= 0")
+        return self.call_at_ns(self.now_ns + delay_ns, callback, argument, daemon=daemon)
+
+    def cancel_timer(self, timer: EventId) -> None:
+        """Takes back a timer; one that has fired already is no mistake."""
+        if self._timers is not None and self._timers.discard(timer):
+            self._note_output()
+
+    async def sleep_ns(self, delay_ns: int, *, daemon: bool = False) -> None:
+        """Sleeps in the kernel's time."""
+        event = trio.Event()
+        timer = self.call_later_ns(delay_ns, lambda _: event.set(), daemon=daemon)
+        try:
+            await event.wait()
+        finally:
+            if not event.is_set():
+                self.cancel_timer(timer)
+                self._note_output()
+
+    # --- other devices ---
+
+    def open(self, kind: str, target: str, rights: Rights) -> Reply:
+        """Asks for a capability; its id is the completion's ``result``.  The manifest must have asked too."""
+        return self.command(lambda cid: e.Open(cid, kind, target, int(rights)))
+
+    def open_device(self, name: str) -> Reply:
+        """Asks for the right to submit requests to device ``name``."""
+        return self.open("device", name, Rights.SUBMIT)
+
+    def submit(
+        self, cap: int, opcode: int = e.Op.CALL, payload: bytes = b"", *, offset: int = 0, length: int = 0,
+        region: int = 0, wait: bool = False,
+    ) -> Reply:  # fmt: skip
+        """Sends a request to the device that ``cap`` names."""
+        return self.command(lambda cid: e.Submit(cid, cap, opcode, payload, offset, length, region, wait))
+
+    def derive(self, cap: int, to: str, rights: Rights, *, start: int = 0, length: int | None = None) -> Reply:
+        """Hands (a part of) a capability to instance ``to``."""
+        return self.command(lambda cid: e.Derive(cid, cap, to, int(rights), start, length))
+
+    def revoke(self, cap: int) -> Reply:
+        """Withdraws a capability and all that was derived from it."""
+        return self.command(lambda cid: e.Revoke(cid, cap))
+
+    # --- memory, locks, snapshots ---
+
+    def allocate(self, length_bytes: int, *, keep: str = "") -> Reply:
+        """Arena memory, zeroed; ``result`` is its capability.
+
+        With a name in ``keep`` it survives a crash of this instance: ask for the same name again.
+        """
+        return self.command(lambda cid: e.Allocate(cid, length_bytes, keep))
+
+    def map(self, cap: int, *, writable: bool = False) -> memoryview:
+        """The bytes of an arena capability, as mmap would.  EACCES or ESTALE without the right to them."""
+        if self._map is None:
+            raise CapabilityError(f"{self.name}: no arena is attached")
+        return self._map(cap, writable)
+
+    def free(self, cap: int) -> Reply:
+        """Gives arena memory back."""
+        return self.command(lambda cid: e.Free(cid, cap))
+
+    def acquire(self, cap: int, *, exclusive: bool = True, lease_ns: int = 0) -> Reply:
+        """Takes a lock; answered when granted, ``result`` is the fencing token.  0: the default lease."""
+        return self.command(lambda cid: e.Acquire(cid, cap, exclusive, lease_ns))
+
+    def release(self, cap: int, token: int) -> Reply:
+        """Gives a lock back; ESTALE if the lease had run out."""
+        return self.command(lambda cid: e.Release(cid, cap, token))
+
+    @asynccontextmanager
+    async def lock(self, cap: int, *, exclusive: bool = True, lease_ns: int = 0) -> AsyncIterator[int]:
+        """``async with ctx.lock(cap) as token``, inside ``run``."""
+        reply = self.acquire(cap, exclusive=exclusive, lease_ns=lease_ns)
+        try:
+            token = (await reply).result
+        except trio.Cancelled:  # it may be granted yet: nobody would give it back before its lease ends
+            reply.then(lambda grant: None if grant.status else self.release(cap, grant.result))
+            raise
+        try:
+            yield token
+        finally:
+            self.release(cap, token)
+
+    def publish(self, cap: int, data: bytes, *, expected: int = 0) -> Reply:
+        """New version of a snapshot; with ``expected``, only if that is still the current one."""
+        return self.command(lambda cid: e.Publish(cid, cap, data, expected))
+
+    def pin(self, cap: int) -> Reply:
+        """Reads a snapshot; ``result`` is its version, which lives until :meth:`unpin`."""
+        return self.command(lambda cid: e.Pin(cid, cap))
+
+    def unpin(self, cap: int, version: int) -> Reply:
+        """Lets go of a version."""
+        return self.command(lambda cid: e.Unpin(cid, cap, version))
+
+    # --- sysfs, devices, logs, hints ---
+
+    def read(self, path: str) -> Reply:
+        """Reads an attribute of sysfs or /proc/sys; the payload is its text."""
+        return self.command(lambda cid: e.TreeRead(cid, path))
+
+    def write(self, path: str, value: str) -> Reply:
+        """Writes an attribute of sysfs or /proc/sys."""
+        return self.command(lambda cid: e.TreeWrite(cid, path, value))
+
+    def set_attribute(self, name: str, value: object, *, writable: bool = False) -> None:
+        """Publishes ``/sys/module/NAME/attributes/name``; a write to it arrives as an event ``store``."""
+        self._say_last(e.SetAttribute(name, str(value), writable))
+
+    def add_device(self, name: str, **properties: str) -> Reply:
+        """Registers a further device of this instance under its driver class."""
+        return self.command(lambda cid: e.AddDevice(cid, name, properties))
+
+    def remove_device(self, name: str) -> Reply:
+        """Takes a device away."""
+        return self.command(lambda cid: e.RemoveDevice(cid, name))
+
+    def add_chardev(self, name: str) -> Reply:
+        """Registers ``/dev/name``; open, read, write, ioctl and release arrive as requests."""
+        return self.command(lambda cid: e.AddChardev(cid, name))
+
+    def set_poll(self, name: str, *, readable: bool = False, writable: bool = False) -> None:
+        """What ``poll`` on ``/dev/name`` reports from now on."""
+        self._say_last(e.SetPoll(name, (1 if readable else 0) | (4 if writable else 0)))
+
+    def follow_kmsg(self, *, max_level: int = 7, oldest: bool = False) -> Reply:
+        """kmsg as events with topic ``kmsg``: name is the source, value the record as JSON."""
+        return self.command(lambda cid: e.FollowKmsg(cid, max_level, oldest))
+
+    def hint(self, site: str, generation: int, ttl_ns: int, payload: bytes, dataset: int = 0) -> Reply:
+        """Recommends ``payload`` to a decision site; the answer says only whether it was taken in."""
+        return self.command(lambda cid: e.Hint(cid, site, generation, ttl_ns, payload, dataset))
+
+
+class _Batches:
+    """What :meth:`Context.batches` returns.  No generator: a loop that is cancelled leaves nothing to close."""
+
+    __slots__ = ("_ctx",)
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def __aiter__(self) -> _Batches:
+        return self
+
+    async def __anext__(self) -> list[e.Request]:
+        return await self._ctx._next_batch()

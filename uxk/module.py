@@ -1,0 +1,67 @@
+"""What an author subclasses: :class:`Extension`.
+
+Callbacks are plain methods, called by the kernel's dispatcher with batches (the fast path); override
+``async def run`` as well, or instead, to wait for the world as a real Trio task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from weakref import WeakValueDictionary
+
+from uxk.context import Context
+from uxk.uapi.entries import Event, Request
+from uxk.uapi.manifest import Manifest, Params
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    P = TypeVar("P", bound=Params, default=Params)
+else:
+    from typing import TypeVar
+
+    P = TypeVar("P", bound=Params)
+
+declared: WeakValueDictionary[str, type[Extension[Any]]] = WeakValueDictionary()
+"""Extension classes defined in this process by module name; ``modprobe`` finds them first, the newest wins."""
+
+
+class Extension(Generic[P]):
+    """Base class of every extension.
+
+    A subclass has a :class:`~uxk.uapi.manifest.Manifest` as class attribute ``manifest`` and overrides what it
+    needs.  Write ``class Echo(uxk.Extension[EchoParams])`` to have ``self.params`` typed.  An exception in any
+    callback is contained: the instance dies, the kernel logs an oops, and the restart policy decides.
+    """
+
+    manifest: ClassVar[Manifest]
+    params: P
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        manifest = cls.__dict__.get("manifest")
+        if isinstance(manifest, Manifest) and isinstance(manifest.name, str):  # the rest is checked when it loads
+            declared[manifest.name.replace("-", "_")] = cls
+
+    def setup(self, ctx: Context) -> None:
+        """Called once, before anything else; the module is ready when it returns (unless ``ready="explicit"``)."""
+
+    def on_batch(self, ctx: Context, requests: Sequence[Request]) -> None:
+        """Requests in the order of their submission; complete each, now or later, in any order."""
+        for request in requests:
+            ctx.fail(request, 95)  # EOPNOTSUPP
+
+    def on_event(self, ctx: Context, event: Event) -> None:
+        """News: ``store`` and ``param`` (written attributes), ``device_add``, ``device_remove``, ``kmsg``, ..."""
+
+    def on_stop(self, ctx: Context, reason: str) -> None:
+        """The instance is going; the last completions may be given here."""
+
+    async def run(self, ctx: Context) -> None:
+        """A Trio task beside the callbacks, cancelled at the end.  Returning early is no failure."""
+
+
+def overrides(extension: Extension[Any], method: str) -> bool:
+    """Whether the extension's class defines ``method`` itself."""
+    return getattr(type(extension), method) is not getattr(Extension, method)
