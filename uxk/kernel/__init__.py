@@ -1,0 +1,1 @@
+"""The Trio side: boots, loads, dispatches, supervises."""

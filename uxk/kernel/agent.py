@@ -1,0 +1,339 @@
+"""The kernel-side agent of one instance: the single mechanism behind every extension (R1, R5, R18).
+
+Owns the queue pairs and the account, runs turns, and takes everything back.  What differs between extensions
+is their manifest; what a message *means* is decided by the services (services.py).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from uxk import limits
+from uxk.actor.actor import Crash, Output
+from uxk.core.events import EventId
+from uxk.core.lifecycle import ModuleState
+from uxk.core.manifest import canonical
+from uxk.core.ratelimit import RateLimit, TokenBucket
+from uxk.core.restart import Restarter
+from uxk.core.waitfor import Node
+from uxk.errors import errno_name
+from uxk.kernel.machine import Machine
+from uxk.kernel.pace import Pace
+from uxk.kernel.ports import Port
+from uxk.kernel.queues import NO_PONGS, NO_REPLIES, NO_UPS, NOTHING, Queues
+from uxk.kernel.requests import RequestTable
+from uxk.kernel.seconds import cpu_ns
+from uxk.module import Extension
+from uxk.uapi.entries import Completion, Entry, Event, Pong, Up
+from uxk.uapi.ids import InstanceId
+from uxk.uapi.manifest import Params
+
+if TYPE_CHECKING:
+    from uxk.kernel.devices import Device
+    from uxk.kernel.host import TaskHost
+
+
+class KernelAgent:
+    """One loaded instance as the kernel sees it."""
+
+    __slots__ = (
+        "_last_port", "_life_timer", "_pace", "_ports", "_queued", "_wake_event", "account", "attributes", "chardevs",
+        "commands", "deps", "device_name", "devices", "extension_class", "hint_bucket", "host", "id", "incarnation",
+        "kept_regions", "kmsg_cancel", "log_limit", "machine", "manifest", "name", "node", "on_crash", "on_failed",
+        "on_live", "on_pong", "on_ready", "on_up", "params", "pings_unanswered", "queue_cap", "queues", "ready",
+        "regions", "requests", "restarter", "state", "users",
+    )  # fmt: skip
+
+    def __init__(
+        self, machine: Machine, instance: InstanceId, name: str, cls: type[Extension[Any]], params: Params
+    ) -> None:
+        manifest = cls.manifest
+        self.machine = machine
+        self.id = instance
+        self.name = name
+        self.extension_class = cls
+        self.manifest = manifest
+        self.params = params
+        own = name == canonical(manifest.name)
+        self.device_name = f"{name}0" if own else name
+        """Its own device: ``null0`` for the module's own instance, the instance's name for a further one."""
+        self.node = Node("instance", name)
+        self.state = ModuleState.UNFORMED
+        self.queues = Queues(machine, instance, manifest.budget.queue_depth)
+        self.queues.on_bad = self._refuse
+        self.account = self.queues.account
+        self.requests = RequestTable(machine, self.account, manifest, self.queues.staged, self.wake)
+        self.commands: set[int] = set()
+        """Command ids of the extension's that wait for an answer."""
+        self._pace = Pace(machine, self.account, manifest)
+        self._ports: dict[int, Port] = {}
+        self._last_port = 0
+        self.host: TaskHost | None = None
+        self.incarnation = 0
+        self.ready = False
+        self.deps: tuple[str, ...] = ()
+        self.devices: dict[str, Device] = {}
+        self.chardevs: dict[str, Any] = {}
+        self.attributes: dict[str, str] = {}
+        self.regions: dict[int, int] = {}
+        self.kept_regions: dict[str, int] = {}
+        self.kmsg_cancel: Callable[[], None] | None = None
+        self.queue_cap = 0
+        self.restarter = Restarter(manifest.restart)
+        self.log_limit = RateLimit(manifest.budget.log_burst, limits.LOG_INTERVAL_NS_DEFAULT)
+        self.hint_bucket = TokenBucket(manifest.budget.hints_per_s, manifest.budget.hints_per_s)
+        self.pings_unanswered = 0
+        self._queued = False
+        self._wake_event: tuple[int, EventId] | None = None
+        self._life_timer: EventId | None = None
+        self.on_up: Callable[[KernelAgent, Up], None] = _nothing
+        self.on_crash: Callable[[KernelAgent, Crash], None] = _nothing
+        self.on_ready: Callable[[], None] = _nothing
+        self.on_live: Callable[[], object] = _nothing
+        self.on_failed: Callable[[Crash], object] = _nothing
+        self.users: Callable[[], list[str]] = list
+        self.on_pong: Callable[[int], None] = _nothing
+
+    def __repr__(self) -> str:
+        return f"<KernelAgent {self.name}[{self.id}] {self.state.name}>"
+
+    # --- ports ---
+
+    def open_port(
+        self, client: str, on_completions: Callable[[list[Completion]], None], *, tagged: bool = False
+    ) -> Port:
+        """A new client's connection; with ``tagged`` its requests carry its number."""
+        self._last_port += 1
+        port = self._ports[self._last_port] = Port(self, self._last_port, client, on_completions, tagged=tagged)
+        return port
+
+    def close_port(self, port: Port) -> None:
+        """Forgets a client; answers that still come for it are dropped."""
+        port.on_completions = _nothing
+        self._ports.pop(port.id, None)
+
+    def clients(self) -> list[str]:
+        """Names of those who hold the instance: named ports, and nameless ones with requests in flight."""
+        busy = {batch.port.id for book in (self.requests.inflight, self.requests.backlog) for batch in book.values()}
+        return sorted({port.client or "user" for port in self._ports.values() if port.client or port.id in busy})
+
+    # --- messages to the extension ---
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more event can be staged; an instance that is down takes everything, and drops it."""
+        return self.host is None or len(self.queues.staged) < self.queues.sq.depth
+
+    def send(self, entry: Entry) -> bool:
+        """Stages an event or a ping; False (and counted) if the queue has no room for it."""
+        return self.send_batch((entry,)) == 1
+
+    def send_batch(self, entries: Sequence[Entry]) -> int:
+        """Stages events as one batch; returns how many there was room for, the rest is dropped and counted."""
+        staged = self.queues.staged
+        room = 0 if self.host is None else max(0, self.queues.sq.depth - len(staged))
+        if room < len(entries):
+            self.account.reject("event_dropped", len(entries) - room)
+            entries = entries[:room]
+        if entries:
+            staged += entries
+            self.wake()
+        return len(entries)
+
+    def event(self, topic: str, name: str = "", value: bytes = b"", cap: int = 0) -> bool:
+        """Sends one event; as :meth:`send`."""
+        return self.send(Event(topic, name, value, cap))
+
+    def answer(self, cid: int, status: int = 0, result: int = 0, payload: bytes = b"") -> None:
+        """Answers a command of the extension's."""
+        if cid in self.commands:
+            self.commands.discard(cid)
+            self.machine.outstanding -= 1
+        if self.host is None:
+            return
+        staged = self.queues.staged_answers
+        if len(staged) >= self.queues.answers.depth:
+            self.account.reject("cq_overflow")
+            return
+        staged.append(Completion(cid, status, result, payload))
+        self.wake()
+
+    def defer(self, cid: int) -> None:
+        """Notes that a command will be answered later."""
+        self.commands.add(cid)
+        self.machine.outstanding += 1
+
+    def wake(self, _: object = None) -> None:
+        """Rings the doorbell: makes the instance runnable, once."""
+        if not self._queued and self.host is not None:
+            self._queued = True
+            machine = self.machine
+            machine.runnable.append(self)
+            if machine.parked:
+                machine.wake()
+
+    # --- turns ---
+
+    def turn(self) -> None:
+        """Delivers what is staged, lets the extension run, and takes in what it says."""
+        self._queued = False
+        host, pace = self.host, self._pace
+        if host is None or (pace.limited and self._must_wait()):
+            return
+        machine, account, queues = self.machine, self.account, self.queues
+        charged_before_ns = account.charged_ns if pace.charged else 0
+        down = queues.ring_out(queues.sq, queues.staged) if queues.staged else NOTHING
+        answers = queues.ring_out(queues.answers, queues.staged_answers) if queues.staged_answers else NOTHING
+        if queues.staged:  # more than the ring holds
+            self.wake()
+        began_ns = cpu_ns()
+        output = host.turn(machine.now_ns, down, answers)
+        spent_ns = cpu_ns() - began_ns
+        account.cpu_ns += spent_ns
+        account.turns += 1
+        if down or answers:
+            account.crossings += 1
+        if host.runs:
+            machine.settle_needed = True
+        self._take(output, spent_ns, charged_before_ns)
+
+    def collect(self) -> None:
+        """Takes what the extension's Trio task staged outside turns."""
+        host = self.host
+        if host is not None:
+            self._take(host.collect(), 0, self.account.charged_ns)
+
+    def last_words(self, reason: str) -> None:
+        """Lets a healthy extension say goodbye, and hears it."""
+        host = self.host
+        if host is not None and host.crash is None:
+            self._take(host.stop(reason), 0, None)
+
+    def _must_wait(self) -> bool:
+        not_before_ns = self._pace.not_before_ns()
+        if not_before_ns is None:
+            return False
+        self._queued = True
+        self.machine.heap.call_at(not_before_ns, self._requeue, self.incarnation)
+        return True
+
+    def _requeue(self, incarnation: int) -> None:
+        if incarnation == self.incarnation:
+            self._queued = False
+            self.wake()
+
+    def _take(self, output: Output, spent_ns: int, charged_before_ns: int | None) -> None:
+        """Reads the extension's frames and acts on them: now, or on the charged clock when their cost has passed.
+
+        ``charged_before_ns`` is the account's figure before the turn; None acts at once on any clock.
+        """
+        queues, pace = self.queues, self._pace
+        if not self.queue_cap and (lost := queues.drop(output)):
+            self.account.reject("queue_revoked", lost)
+            self.complain(f"{lost} entries dropped: its capability on its queues was revoked", errno.ESTALE)
+        replies, pongs = queues.replies_of(output.replies) if output.replies else (NO_REPLIES, NO_PONGS)
+        ups = queues.ups_of(output.up) if output.up else NO_UPS
+        if output.replies or output.up:
+            self.account.crossings += 1
+        if ups or pace.charged:
+            pace.book_thinking(ups, spent_ns)
+        if output.wake_at_ns is not None or self._wake_event is not None:
+            self._arm_wake(output)
+        if pace.charged and charged_before_ns is not None:
+            until_ns = pace.busy_for(self.account.charged_ns - charged_before_ns)
+            if replies or pongs or ups:
+                self.machine.heap.call_at(until_ns, self._act_later, (self.incarnation, replies, pongs, ups))
+        else:
+            self._act(replies, pongs, ups)
+        host = self.host
+        if host is not None and host.crash is not None:
+            self.on_crash(self, host.crash)
+
+    def _act_later(self, item: tuple[int, list[Completion], list[Pong], list[Up]]) -> None:
+        incarnation, replies, pongs, ups = item
+        if incarnation == self.incarnation:
+            self._act(replies, pongs, ups)
+
+    def _act(self, replies: list[Completion], pongs: list[Pong], ups: list[Up]) -> None:
+        if replies:
+            self.requests.on_replies(replies)
+        for pong in pongs:
+            self.on_pong(pong.number)
+        for entry in ups:
+            self.on_up(self, entry)
+
+    def _arm_wake(self, output: Output) -> None:
+        """Schedules the extension's next timer."""
+        due_ns, armed = output.wake_at_ns, self._wake_event
+        if armed is not None:
+            if armed[0] == due_ns:
+                return
+            self.machine.heap.cancel(armed[1])
+            self._wake_event = None
+        if due_ns is not None:
+            heap = self.machine.heap
+            schedule = heap.call_at_daemon if output.daemon_wake else heap.call_at
+            self._wake_event = (due_ns, schedule(max(due_ns, self.machine.now_ns), self._on_timer))
+
+    def _on_timer(self, _: object) -> None:
+        self._wake_event = None
+        self.wake()
+
+    # --- complaints and ends ---
+
+    def _refuse(self, which: str, cid: int | None, reason: str) -> None:
+        """An entry that cannot be read, or written: answered if its id is known, always counted."""
+        kind = reason.partition(":")[0]
+        self.account.reject(kind)
+        self.complain(f"{which}: {reason}" + ("" if cid is None else f", command {cid}"))
+        if cid is not None:
+            if which == "up":
+                self.answer(cid, errno.EINVAL, payload=kind.encode())
+            else:
+                self.requests.fail_one(cid, errno.EBADMSG if which == "replies" else errno.EINVAL)
+
+    def complain(self, text: str, status: int = errno.EPROTO) -> None:
+        """A rate-limited warning about what the extension did, with its errno."""
+        if self.log_limit.allow(self.machine.now_ns):
+            self.machine.log("warning", self.name, f"{errno_name(status)}: {text}", errno=status)
+        else:
+            self.account.log_suppressed += 1
+
+    def detach(self) -> None:
+        """Cuts the present incarnation off: its host, its timer, what it waits for."""
+        host, self.host = self.host, None
+        if host is not None:
+            host.abandon()
+        if self._wake_event is not None:
+            self.machine.heap.cancel(self._wake_event[1])
+            self._wake_event = None
+        self.queues.staged_answers.clear()
+        self.machine.outstanding -= len(self.commands)
+        self.commands.clear()
+        self.ready = False
+        self.incarnation += 1
+        self._pace.reset()
+        self._queued = False
+        self.clear_life_timer()
+        self.machine.dirty.pop(self.id, None)
+
+    def set_life_timer(self, delay_ns: int, callback: Callable[[], object]) -> None:
+        """The one thing that its life waits for, back-off or readiness; the end of an incarnation cancels it."""
+        self.clear_life_timer()
+        self._life_timer = self.machine.heap.call_at(self.machine.now_ns + delay_ns, self._on_life_timer, callback)
+
+    def clear_life_timer(self) -> None:
+        """It need not be waited for any more."""
+        timer, self._life_timer = self._life_timer, None
+        if timer is not None:
+            self.machine.heap.cancel(timer)
+
+    def _on_life_timer(self, callback: Callable[[], object]) -> None:
+        self._life_timer = None
+        callback()
+
+
+def _nothing(*_: object) -> None:
+    """The handler of whom nobody listens to."""

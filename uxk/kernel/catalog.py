@@ -1,0 +1,199 @@
+"""Which modules there are: classes defined in this process, entry points, single files.
+
+Looked up in that order by name; only a name that none of them has makes the catalogue import every entry
+point, to search their aliases.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
+
+from uxk.core.depgraph import ModuleGraph
+from uxk.core.manifest import canonical, check_manifest
+from uxk.core.modprobe_conf import ModprobeConfig
+from uxk.errors import ManifestError, ModuleError, NoSuchModule
+from uxk.module import Extension, declared
+from uxk.uapi.manifest import Manifest
+
+ExtensionClass: TypeAlias = type[Extension[Any]]
+ENTRY_POINT_GROUP: Final = "uxk.modules"
+
+
+@functools.cache
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        found.setdefault(canonical(entry_point.name), entry_point)
+    return dict(sorted(found.items()))
+
+
+class Catalog:
+    """Finds extension classes by name and knows how they depend on each other."""
+
+    def __init__(self, config: ModprobeConfig) -> None:
+        self.config = config
+        self._added: dict[str, ExtensionClass] = {}
+        self.broken: dict[str, str] = {}
+        """Modules that cannot be used, and why: they must not keep others from being found."""
+
+    def add(self, cls: ExtensionClass) -> Manifest:
+        """Makes a class known to this kernel.  Raises :class:`ManifestError` if its manifest is wrong."""
+        manifest = checked(cls)
+        self._added[canonical(manifest.name)] = cls
+        return manifest
+
+    def add_file(self, path: str | Path) -> Manifest:
+        """Imports a single Python file with exactly one extension in it, and makes that known.
+
+        Raises :class:`NoSuchModule`, or :class:`ModuleError` naming file and cause.
+        """
+        return self.add(_import_file(Path(path)))
+
+    def find(self, name: str) -> ExtensionClass | None:
+        """The class of the module really called ``name`` (aliases do not count), or None.
+
+        Raises :class:`ModuleError` if there is an entry point of that name which cannot be imported.
+        """
+        name = canonical(name)
+        cls = self._added.get(name) or declared.get(name)
+        if cls is None and name in _entry_points():
+            cls = self._import(name)
+        return cls
+
+    def get(self, name: str) -> ExtensionClass:
+        """The class of module ``name`` or alias ``name``; NoSuchModule, with a suggestion, if there is none."""
+        cls = self.find(name)
+        if cls is None:
+            cls = self.find(self.graph().resolve(name))
+        assert cls is not None
+        return cls
+
+    def usable(self, name: str) -> ExtensionClass | None:
+        """As :meth:`find`, with a good manifest; what is wrong otherwise is noted in :attr:`broken`."""
+        name = canonical(name)
+        try:
+            cls = self.find(name)
+            if cls is not None:
+                _named(cls, name)
+        except ModuleError as exc:
+            text = str(exc)
+            self.broken[name] = text if name in text else f"module {name!r}: {text}"
+            return None
+        self.broken.pop(name, None)
+        return cls
+
+    def graph_for(self, name: str) -> ModuleGraph:
+        """The graph that decides about ``name``; everything is imported only if that is an alias."""
+        return self.graph(name if self.find(name) else None)
+
+    def resolve(self, name: str) -> str:
+        """The real name of module or alias ``name``; a name that nobody has is returned as it is."""
+        try:
+            return self.graph_for(name).resolve(name)
+        except NoSuchModule:
+            return canonical(name)
+
+    def graph(self, root: str | None = None) -> ModuleGraph:
+        """Dependencies of everything, or of what ``root`` can reach (nothing else is imported then)."""
+        wanted = self.names() if root is None else [root]
+        if root is not None:
+            _named(self.get(root), root)  # its own faults are the caller's business
+        manifests: dict[str, Manifest] = {}
+        while wanted:
+            name = canonical(wanted.pop())
+            cls = None if name in manifests else self.usable(name)
+            if cls is None:
+                if root is not None and name not in manifests:
+                    return self.graph()  # an alias, or missing: the whole picture decides
+                continue
+            manifest = manifests[name] = cls.manifest
+            wanted += [*manifest.depends, *manifest.softdep.pre, *manifest.softdep.post]
+            for softdep in [self.config.softdeps.get(name)] if root is not None else []:
+                wanted += [] if softdep is None else [*softdep.pre, *softdep.post]
+        return ModuleGraph(manifests, self.config)
+
+    def names(self) -> list[str]:
+        """All modules by name, those that turn out to be broken included."""
+        return sorted({*self._added, *declared, *_entry_points()})
+
+    def _import(self, name: str) -> ExtensionClass:
+        entry_point = _entry_points()[name]
+        try:
+            cls = entry_point.load()
+        except (Exception, SystemExit) as exc:  # somebody else's package: anything may go wrong
+            raise ModuleError(
+                f"module {name!r}: cannot import {entry_point.value}: {type(exc).__name__}: {exc}"
+            ) from exc
+        if not (isinstance(cls, type) and issubclass(cls, Extension)):
+            raise ModuleError(f"module {name!r}: {entry_point.value} is no uxk.Extension")
+        return cls
+
+
+_checked: Final[WeakKeyDictionary[ExtensionClass, Manifest]] = WeakKeyDictionary()
+"""Manifests found good: a check takes a millisecond, and a class may be loaded ten thousand times."""
+
+
+def checked(cls: ExtensionClass) -> Manifest:
+    """The class's manifest, checked, with its docstring as description if it gives none."""
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    manifest = getattr(cls, "manifest", None)
+    if manifest is None:
+        raise ManifestError(f"{where}: has no manifest")
+    if _checked.get(cls) is not manifest:
+        check_manifest(manifest, where=where)
+        _checked[cls] = manifest
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+def _named(cls: ExtensionClass, name: str) -> None:
+    if canonical(checked(cls).name) != canonical(name):
+        raise ManifestError(f"module {name!r}: its manifest names {cls.manifest.name!r}")
+
+
+def description(cls: ExtensionClass) -> str:
+    """The manifest's description, or the first line of the class's docstring."""
+    return cls.manifest.description or (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def _import_file(path: Path) -> ExtensionClass:
+    if not path.is_file():
+        raise NoSuchModule(f"no file {str(path)!r}")
+    if path.suffix != ".py":
+        raise ModuleError(f"{str(path)!r}: expected a .py file")
+    name = f"uxk_insmod_{canonical(path.stem)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModuleError(f"{str(path)!r} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # msgspec resolves annotations through it
+    try:
+        spec.loader.exec_module(module)
+        return _only_extension(module, str(path))
+    except BaseException as exc:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+        if isinstance(exc, (Exception, SystemExit)) and not isinstance(exc, ModuleError):
+            raise ModuleError(f"{str(path)!r}: {type(exc).__name__}: {exc}") from exc
+        raise
+
+
+def _only_extension(module: types.ModuleType, where: str) -> ExtensionClass:
+    found = list(dict.fromkeys(
+        value for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Extension) and value.__module__ == module.__name__
+        and "manifest" in vars(value)
+    ))  # fmt: skip
+    if len(found) != 1:
+        names = ", ".join(cls.__name__ for cls in found) or "none"
+        raise ModuleError(f"{where!r}: expected exactly one Extension with a manifest, found {names}")
+    return found[0]

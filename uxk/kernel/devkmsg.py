@@ -1,0 +1,125 @@
+"""``/dev/kmsg``: the log as a file, one record a read (kernel/printk/printk.c: devkmsg_read, devkmsg_write)."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from uxk import limits
+from uxk.core.kmsg import DEBUG, FACILITY_USER, Record, Start, format_dev_kmsg
+from uxk.core.ratelimit import RateLimit
+from uxk.errors import TreeError, UsageError
+from uxk.kernel.chardev import POLLIN, POLLOUT
+from uxk.kernel.machine import Machine
+
+if TYPE_CHECKING:
+    from uxk.kernel.dispatcher import Dispatcher
+
+PATH: Final = "/dev/kmsg"
+RECORD_MAX_BYTES: Final = 64 << 10
+"""Room for any record, with every byte of text and fields escaped."""
+_LEVEL_DEFAULT: Final = 4
+"""Linux: CONFIG_MESSAGE_LOGLEVEL_DEFAULT."""
+_PREFIX: Final = re.compile(r"<(\d{1,4})>")
+
+
+class KmsgFile:
+    """An open ``/dev/kmsg``; begins at the oldest record held.  Use it as :class:`~uxk.kernel.chardev.File`."""
+
+    def __init__(self, machine: Machine, dispatcher: Dispatcher, client: str) -> None:
+        self._machine = machine
+        self._dispatcher = dispatcher
+        self._client = client
+        self._reader = machine.kmsg.reader("oldest")
+        self._limit = RateLimit(limits.LOG_BURST_DEFAULT, limits.LOG_INTERVAL_NS_DEFAULT)
+        self._closed = False
+
+    async def __aenter__(self) -> KmsgFile:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @property
+    def _readable(self) -> bool:
+        return self._reader.next_seq < self._machine.kmsg.next_seq
+
+    def seek(self, start: Start) -> None:
+        """Goes to a sequence number, to the ``"oldest"`` record, or past the last one (``"now"``)."""
+        self._check_open()
+        self._reader = self._machine.kmsg.reader(start)
+
+    async def read(self, size_bytes: int = RECORD_MAX_BYTES, *, wait: bool = True) -> bytes:
+        """The next record as a line, with its fields on lines of their own.
+
+        Waits for one, or with ``wait=False`` raises EAGAIN.  EPIPE, once, if records were overwritten before
+        they were read; EINVAL for one that ``size_bytes`` do not hold: it stays to be read.
+        """
+        self._check_open()
+        while not self._readable:
+            if not wait:
+                raise TreeError(f"{PATH}: nothing to read", errno=errno.EAGAIN)
+            await self.poll(POLLIN)
+        line = format_dev_kmsg(self._next()).encode()
+        if len(line) > size_bytes:
+            self._reader.next_seq -= 1
+            raise UsageError(f"{PATH}: the record has {len(line)} bytes, room for {size_bytes}")
+        return line
+
+    def _next(self) -> Record:
+        lost = self._reader.lost
+        record = self._reader.read()
+        if self._reader.lost > lost:
+            self._reader.next_seq = self._machine.kmsg.first_seq
+            raise TreeError(f"{PATH}: {self._reader.lost - lost} records were overwritten", errno=errno.EPIPE)
+        assert record is not None  # it was readable, and every level is read
+        return record
+
+    async def write(self, data: bytes) -> int:
+        """Logs a line, ``<N>text``: N is level and facility << 3, by default 4 (warning); never the kernel's.
+
+        More than ``LOG_BURST_DEFAULT`` lines in five seconds are dropped without a word, as on Linux.
+        """
+        self._check_open()
+        if len(data) > limits.KMSG_TEXT_MAX_BYTES:
+            raise UsageError(f"{PATH}: {len(data)} bytes, at most {limits.KMSG_TEXT_MAX_BYTES}")
+        self._machine.refresh()
+        if not self._limit.allow(self._machine.now_ns):
+            return len(data)
+        text, level, facility = data.decode(errors="backslashreplace"), _LEVEL_DEFAULT, FACILITY_USER
+        prefix = _PREFIX.match(text)
+        if prefix is not None:
+            number = int(prefix[1])
+            text, level, facility = text[prefix.end() :], number & DEBUG, number >> 3 or FACILITY_USER
+        self._machine.kmsg.log(self._machine.now_ns, level, self._client, text, facility=facility)
+        return len(data)
+
+    async def ioctl(self, command: str | int, argument: Any = None) -> Any:
+        """There are none: ENOTTY."""
+        self._check_open()
+        raise UsageError(f"{PATH}: no ioctl {command!r}", errno=errno.ENOTTY)
+
+    async def poll(self, mask: int = POLLIN | POLLOUT) -> int:
+        """Waits until one of ``mask`` is reported.  It can always be written."""
+        self._check_open()
+        if not mask & (POLLIN | POLLOUT):
+            raise UsageError(f"{PATH}: poll for {mask:#x}, expected POLLIN, POLLOUT or both")
+        while True:
+            ready = (POLLOUT | (POLLIN if self._readable else 0)) & mask
+            if ready:
+                return ready
+            goal = self._dispatcher.goal(f"{PATH} to become readable")
+            cancel = self._machine.kmsg.subscribe(goal.reach)
+            try:
+                await self._dispatcher.wait(goal)
+            finally:
+                cancel()
+
+    async def close(self) -> None:
+        """Closes the file."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"{PATH}: file is closed", errno=errno.EBADF)

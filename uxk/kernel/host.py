@@ -1,0 +1,78 @@
+"""Task placement: the extension's actor runs in this process, behind the same frames as in any other.
+
+A host owns one incarnation of an extension.  Its surface is what a process host will offer too: start, turn,
+collect, stop; bytes in, bytes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from uxk.actor.actor import Actor, Crash, Output, Start
+from uxk.module import Extension
+
+
+class TaskHost:
+    """One incarnation of an extension as an actor, and, if it has a ``run``, as a Trio task."""
+
+    __slots__ = ("_actor", "_on_exit", "_scope", "done", "runs", "turn")
+
+    def __init__(self, cls: type[Extension[Any]], start: Start, map_region: Callable[[int, bool], memoryview]) -> None:
+        self._actor = Actor(cls, start, map_region)
+        self.turn = self._actor.turn
+        """One turn of the actor."""
+        self.runs = self._actor.runs
+        """Whether a Trio task of the extension's may stage output outside turns."""
+        self._scope: trio.CancelScope | None = None
+        self._on_exit: Callable[[], None] | None = None
+        self.done: trio.Event | None = None
+
+    @property
+    def crash(self) -> Crash | None:
+        """What ended the actor, if something did."""
+        return self._actor.crash
+
+    def setup(self) -> None:
+        """The extension's own initialisation."""
+        self._actor.setup()
+
+    def start_task(
+        self, nursery: trio.Nursery, clock: Callable[[], int], on_output: Callable[[], None],
+        on_exit: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Starts ``run``.  ``on_output`` is called when it stages something, ``on_exit`` when it ends."""
+        self._scope = trio.CancelScope()
+        self._on_exit = on_exit
+        self.done = trio.Event()
+        self._actor.follow_clock(clock)
+        self._actor.watch_output(on_output)
+        nursery.start_soon(self._run, name=f"uxk {self._actor.ctx.name}")
+
+    async def _run(self) -> None:
+        assert self._scope is not None and self.done is not None
+        try:
+            with self._scope:
+                await self._actor.run()
+        finally:
+            self.done.set()
+            if self._on_exit is not None:
+                self._on_exit()
+
+    def collect(self) -> Output:
+        """What was staged outside turns."""
+        return self._actor.output()
+
+    def stop(self, reason: str) -> Output:
+        """Says goodbye to a healthy extension and returns its last words."""
+        self._actor.stop(reason)
+        return self._actor.output()
+
+    def abandon(self) -> None:
+        """Cuts the incarnation off: nothing it says from now on is heard."""
+        self._on_exit = None
+        self._actor.watch_output(None)
+        if self._scope is not None:
+            self._scope.cancel()

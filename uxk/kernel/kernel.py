@@ -1,0 +1,264 @@
+"""The kernel as its user sees it: boot, load, run, look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import trio
+
+from uxk import limits
+from uxk.core.cost import ClockKind, CostModel
+from uxk.core.events import nanoseconds
+from uxk.core.kmsg import KmsgRing
+from uxk.core.manifest import canonical
+from uxk.core.modprobe_conf import ModprobeConfig, load_dir
+from uxk.core.sysctl import SysctlTable
+from uxk.core.tree import Tree
+from uxk.errors import NoSuchModule, UsageError
+from uxk.kernel import views
+from uxk.kernel.agent import KernelAgent
+from uxk.kernel.callport import CallPort
+from uxk.kernel.catalog import Catalog, ExtensionClass
+from uxk.kernel.chardev import Chardev, ChardevTable, File
+from uxk.kernel.devices import DeviceRegistry
+from uxk.kernel.devkmsg import KmsgFile
+from uxk.kernel.dispatcher import Dispatcher
+from uxk.kernel.incarnation import Incarnations
+from uxk.kernel.info import available_rows, depmod, loaded_rows, module_info
+from uxk.kernel.loader import Loader
+from uxk.kernel.machine import Machine
+from uxk.kernel.memory import Memory
+from uxk.kernel.module import Module
+from uxk.kernel.pin import pin_trio
+from uxk.kernel.publish import Publisher
+from uxk.kernel.reclaim import Reclaimer
+from uxk.kernel.services import Services
+from uxk.kernel.sharing import Sharing
+from uxk.kernel.supervisor import Supervisor
+from uxk.kernel.watch import HostWatch
+from uxk.uapi import entries as e
+from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow
+
+
+class Kernel:
+    """A kernel.  ``async with uxk.Kernel(seed=7) as kernel`` boots it; leaving the block shuts it down.
+
+    ``clock`` is ``"virtual"`` (thinking is free), ``"charged"`` (thinking and crossings take virtual time) or
+    ``"real"``.  ``modprobe_d`` is a directory of modprobe.d files.  ``costs_ns`` gives turn costs by module, as
+    an earlier charged run measured them.
+    """
+
+    def __init__(
+        self, *, seed: int = 0, clock: ClockKind = "virtual", cost: CostModel | None = None,
+        arena_bytes: int = limits.ARENA_BYTES_DEFAULT, modprobe_d: str | Path | None = None,
+        costs_ns: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        if clock not in ("virtual", "charged", "real"):
+            raise UsageError(f"clock={clock!r}: expected 'virtual', 'charged' or 'real'")
+        machine = Machine(seed=seed, clock=clock, cost=cost or CostModel(), arena_bytes=arena_bytes)
+        machine.costs_ns.update(costs_ns or {})
+        self.machine = machine
+        self.agents: dict[str, KernelAgent] = {}
+        self.catalog = Catalog(load_dir(modprobe_d) if modprobe_d else ModprobeConfig())
+        self.dispatcher = Dispatcher(machine)
+        self.devices = DeviceRegistry(machine, self.agents)
+        self.chardevs = ChardevTable(machine)
+        services = Services(machine, self.agents, self.devices, self.chardevs)
+        sharing = Sharing(machine)
+        memory = Memory(machine)
+        publisher = Publisher(machine)
+        services.extend(sharing.services())
+        services.extend(memory.services())
+        services.extend({
+            e.SetAttribute: publisher.set_attribute, e.FollowKmsg: publisher.follow_kmsg,
+            e.AddChardev: self.chardevs.add, e.SetPoll: self.chardevs.set_poll,
+        })  # fmt: skip
+        reclaimer = Reclaimer(machine, services, sharing, memory, publisher, self.devices, self.chardevs)
+        supervisor = Supervisor(machine, reclaimer)
+        self._incarnations = Incarnations(machine, self.agents, self.devices, supervisor, memory.map_region)
+        self._loader = Loader(
+            machine, self.dispatcher, self.catalog, self.agents, self.devices, services, reclaimer, self._incarnations
+        )
+        self._stack = AsyncExitStack()
+        self._booted = False
+        machine.tree.add("/sys/kernel", machine, views.KERNEL)
+        for path in ("/sys/module", "/sys/class", "/sys/devices/virtual"):
+            machine.tree.add(path)
+
+    async def __aenter__(self) -> Kernel:
+        if self._booted:
+            raise UsageError("a kernel boots once: make another one")
+        self._booted = True
+        pinned = pin_trio(self.machine.streams.seed)
+        nursery = await self._stack.enter_async_context(trio.open_nursery())
+        self._stack.enter_context(HostWatch(self.machine))
+        self._incarnations.nursery = nursery
+        self.dispatcher.open()
+        nursery.start_soon(self.dispatcher.serve, name="uxk dispatcher")
+        self.machine.log("info", "kernel", f"booted, seed {self.seed}, {self.machine.clock} clock")
+        if not pinned:
+            self.machine.log("warning", "kernel", "this Trio's scheduling cannot be pinned")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            self._loader.unload_all()
+            self.machine.log("info", "kernel", "shut down")
+        finally:
+            self.dispatcher.close()
+            nursery, self._incarnations.nursery = self._incarnations.nursery, None
+            if nursery is not None:
+                nursery.cancel_scope.cancel()
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Closes the nursery, which never sees the body's exception: that goes on as it is, in no group.
+
+        What a scheduled callback raised, or Ctrl-C inside an extension, leaves as what it is, too.
+        """
+        try:
+            await self._stack.aclose()
+        except BaseExceptionGroup as group:
+            inner: BaseException = group
+            while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+                inner = inner.exceptions[0]
+            raise inner from inner.__cause__
+
+    # --- modules ---
+
+    async def modprobe(self, name: str, /, *, instance: str | None = None, **params: object) -> Module:
+        """Loads a module by name or alias, after what it depends on; options of modprobe.d apply.
+
+        ``instance`` names a further instance of it.  A module that is loaded already is returned as it is.
+        Raises NoSuchModule, ParamError, ManifestError, DependencyError, BudgetError, ProbeError or
+        ReadyTimeout; then nothing of it is left.
+        """
+        return self._handle(await self._loader.modprobe(name, params, instance=instance))
+
+    async def insmod(
+        self, source: str | Path | ExtensionClass, /, *, instance: str | None = None, **params: object
+    ) -> Module:
+        """Loads a single Python file, or a class, without looking at dependencies or options."""
+        if isinstance(source, (str, Path)):
+            manifest = self.catalog.add_file(source)
+        else:
+            manifest = self.catalog.add(source)
+        name = canonical(manifest.name)
+        agent = await self._loader.load(self.catalog.get(name), params, instance=canonical(instance or name))
+        return self._handle(agent)
+
+    async def rmmod(self, name: str, /) -> None:
+        """Unloads an instance.  InUse (EBUSY) names those who hold it."""
+        await self._loader.rmmod(name)
+
+    def module(self, name: str, /) -> Module:
+        """The loaded instance ``name``."""
+        agent = self.agents.get(canonical(name))
+        if agent is None:
+            raise NoSuchModule(f"{name!r} is not loaded")
+        return self._handle(agent)
+
+    def lsmod(self) -> list[ModuleRow]:
+        """Loaded instances, the newest first."""
+        return loaded_rows(self.agents.values())
+
+    def available(self) -> list[ModuleRow]:
+        """Modules that could be loaded."""
+        return available_rows(self.catalog)
+
+    def modinfo(self, name: str, /) -> ModuleInfo:
+        """What a module says of itself, loaded or not."""
+        return module_info(self.catalog.get(name))
+
+    def depmod(self) -> Dependencies:
+        """Dependencies and aliases of every module that can be found."""
+        return depmod(self.catalog)
+
+    def _handle(self, agent: KernelAgent) -> Module:
+        return Module(agent, self.dispatcher)
+
+    # --- time ---
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual (or real) time since boot."""
+        machine = self.machine
+        if machine.clock == "real":
+            machine.refresh()
+        return machine.now_ns
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.machine.streams.seed
+
+    async def run(self) -> None:
+        """Runs until nothing is left to do: no event, no runnable instance, no open request."""
+        await self.dispatcher.wait(self.dispatcher.goal("everything to be done", until_idle=True))
+
+    async def run_until_ns(self, until_ns: int) -> None:
+        """Runs until virtual time is ``until_ns``, everything due by then included."""
+        until_ns = nanoseconds("until_ns", until_ns)
+        await self.dispatcher.wait(self.dispatcher.goal(f"{until_ns} ns", until_ns=until_ns))
+
+    async def sleep_ns(self, duration_ns: int) -> None:
+        """Sleeps in the kernel's time."""
+        if nanoseconds("duration_ns", duration_ns) < 0:
+            raise UsageError(f"duration_ns={duration_ns}: expected at least 0")
+        await self.run_until_ns(self.now_ns + duration_ns)
+
+    def call_at_ns(self, due_ns: int, callback: Callable[[Any], object], argument: Any = None) -> None:
+        """Schedules a plain callback, for workloads and faults; a time in the past means now."""
+        if type(due_ns) is not int or due_ns > limits.I64_MAX:
+            due_ns = nanoseconds("due_ns", due_ns)
+        machine = self.machine
+        if due_ns < machine.now_ns:
+            due_ns = machine.now_ns
+        machine.heap.call_at(due_ns, callback, argument)
+
+    def event_hash(self) -> str:
+        """Digest of everything that happened so far; equal seeds give equal hashes."""
+        return self.machine.hash.hexdigest()
+
+    # --- tree, log, char devices ---
+
+    @property
+    def sysfs(self) -> Tree:
+        """The tree: /sys, /proc/sys."""
+        return self.machine.tree
+
+    @property
+    def sysctl(self) -> SysctlTable:
+        """Typed settings under /proc/sys."""
+        return self.machine.sysctl
+
+    @property
+    def kmsg(self) -> KmsgRing:
+        """The kernel log."""
+        return self.machine.kmsg
+
+    async def open(self, path: str, client: str = "user") -> File | KmsgFile:
+        """Opens ``/dev/NAME`` of an extension, or ``/dev/kmsg``; close it, or use it as an async context manager."""
+        if path.removeprefix("/dev/") == "kmsg":
+            return KmsgFile(self.machine, self.dispatcher, client)
+        file = self.chardevs.open(path, lambda agent: CallPort(self.dispatcher, agent, client), self._poll)
+        await file.opened()
+        return file
+
+    async def _poll(self, device: Chardev, mask: int) -> int:
+        while not device.mask & mask:
+            if self.chardevs.devices.get(device.name) is not device:
+                return 0
+            goal = self.dispatcher.goal(f"/dev/{device.name} to become ready")
+            cancel = device.watch(goal.reach)
+            try:
+                await self.dispatcher.wait(goal)
+            finally:
+                cancel()
+        return device.mask & mask

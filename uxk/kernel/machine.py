@@ -1,0 +1,123 @@
+"""What all parts of the kernel share: time, log, tree, capabilities, arena, locks, the run queue.
+
+Holds state and small primitives only; who does what with it is decided in the files above this one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
+
+from uxk import limits
+from uxk.core.arena import Arena
+from uxk.core.caps import CapTable
+from uxk.core.cost import ClockKind, CostModel
+from uxk.core.eventhash import EventHash
+from uxk.core.events import EventHeap
+from uxk.core.kmsg import LEVELS, KmsgRing
+from uxk.core.lock import LockTable
+from uxk.core.mailbox import Mailbox
+from uxk.core.snapshot import SnapshotTable
+from uxk.core.streams import RandomStreams
+from uxk.core.sysctl import SysctlTable
+from uxk.core.tree import Tree
+from uxk.core.waitfor import Node, WaitForGraph
+from uxk.kernel.seconds import monotonic_ns
+
+Level: TypeAlias = Literal["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"]
+
+
+class Runnable(Protocol):
+    """What the dispatcher runs: an instance with something to do."""
+
+    @property
+    def id(self) -> int:
+        """The instance's number: the order in which output made outside turns is taken."""
+        ...
+
+    def turn(self) -> None:
+        """One turn; must not raise for anything an extension did."""
+
+    def collect(self) -> None:
+        """Takes what a Trio task of the instance has staged outside turns."""
+
+
+class Machine:
+    """The state of one booted kernel."""
+
+    def __init__(self, *, seed: int, clock: ClockKind, cost: CostModel, arena_bytes: int) -> None:
+        self.now_ns = 0
+        self.clock: ClockKind = clock
+        self.cost = cost
+        self.heap = EventHeap()
+        self.streams = RandomStreams(seed)
+        self.hash = EventHash()
+        self.kmsg = KmsgRing(limits.KMSG_RECORDS_DEFAULT)
+        self.tree = Tree(on_bug=self._attribute_bug)
+        self.sysctl = SysctlTable(self.tree)
+        self.caps = CapTable()
+        self.arena = Arena(arena_bytes)
+        self.waits = WaitForGraph()
+        self.locks = LockTable()
+        self.snapshots = SnapshotTable()
+        self.sites: dict[str, Mailbox] = {}
+        self.costs_ns: dict[str, int] = {}
+        """Cost of one turn by module, measured once on the charged clock; keep it to reproduce the run."""
+        self.runnable: deque[Runnable] = deque()
+        self.dirty: dict[int, Runnable] = {}
+        self.running: Runnable | None = None
+        self.turns = 0
+        self.stuck: str | None = None
+        """Set by the watch on host time: an instance that held the processor too long."""
+        self.settle_needed = False
+        self.outstanding = 0
+        """Requests and commands without an answer: while there are any, a run is not over."""
+        self.parked = False
+        """Whether the dispatcher sleeps; who makes something runnable then calls :attr:`wake`."""
+        self.wake: Callable[[], None] = lambda: None
+        """Set by the dispatcher: ends its sleep."""
+        self.host_filter: Callable[[Any, Any], Any] = lambda agent, host: host
+        """Wraps the host of every incarnation; fault plans put themselves between an instance and its kernel."""
+        self._boot_ns = monotonic_ns()
+
+    # --- time ---
+
+    def refresh(self) -> None:
+        """On the real clock, reads the host's."""
+        if self.clock == "real":
+            self.now_ns = monotonic_ns() - self._boot_ns
+
+    def call_later(self, delay_ns: int, callback: Callable[[Any], object], argument: Any = None) -> int:
+        """Schedules on the heap, relative to now."""
+        return self.heap.call_at(self.now_ns + delay_ns, callback, argument)
+
+    # --- run queue ---
+
+    def mark_dirty(self, instance: Runnable) -> None:
+        """Notes that a Trio task staged output; collected in order of instance ids."""
+        self.dirty[instance.id] = instance
+        self.wake()
+
+    # --- waiting ---
+
+    def wait(self, waiter: Node, holder: Node, resource: str) -> None:
+        """Notes a wait; what the wait-for graph finds wrong with it goes to the log at once, line by line."""
+        for finding in self.waits.add(waiter, holder, resource, self.now_ns):
+            self.note("finding", 0, finding.kind.encode())
+            for line in finding.text.splitlines():
+                self.log("err", "kernel", line, finding=finding.kind)
+
+    # --- log ---
+
+    def log(self, level: Level, source: str, text: str, **fields: int | str) -> None:
+        """One kmsg record of the kernel's."""
+        self.refresh()
+        self.kmsg.log(self.now_ns, LEVELS.index(level), source, text, fields)
+
+    def note(self, kind: str, instance: int, data: bytes) -> None:
+        """One event for the event hash."""
+        self.hash.note(self.now_ns, kind, instance, data)
+
+    def _attribute_bug(self, path: str, exc: BaseException) -> None:
+        self.log("err", "sysfs", f"{path}: {type(exc).__name__}: {exc}", bug="attribute")

@@ -1,0 +1,68 @@
+"""Takes back what an instance holds, exactly: after a crash, and for good.
+
+A crash ends the incarnation: locks, pins, memory, capabilities, subscriptions, published attributes and hints
+go; devices, char devices and memory with a name stay for the next one.  The end takes those, too, and proves
+with the account that nothing is left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uxk.errors import KernelBug
+from uxk.kernel.agent import KernelAgent
+from uxk.kernel.machine import Machine
+
+if TYPE_CHECKING:
+    from uxk.kernel.chardev import ChardevTable
+    from uxk.kernel.devices import DeviceRegistry
+    from uxk.kernel.memory import Memory
+    from uxk.kernel.publish import Publisher
+    from uxk.kernel.services import Services
+    from uxk.kernel.sharing import Sharing
+
+
+class Reclaimer:
+    """Knows everybody who hands something out."""
+
+    def __init__(
+        self, machine: Machine, services: Services, sharing: Sharing, memory: Memory, publisher: Publisher,
+        devices: DeviceRegistry, chardevs: ChardevTable,
+    ) -> None:  # fmt: skip
+        self._machine = machine
+        self._services = services
+        self._sharing = sharing
+        self._memory = memory
+        self._publisher = publisher
+        self._devices = devices
+        self._chardevs = chardevs
+
+    def crashed(self, agent: KernelAgent) -> None:
+        """What dies with an incarnation."""
+        machine = self._machine
+        self._services.forget(agent, gone=False)
+        self._sharing.drop(agent)
+        self._memory.drop(agent, keep=True)
+        self._chardevs.quiesce(agent)
+        self._publisher.withdraw(agent)
+        for site in machine.sites.values():
+            site.forget(agent.id)
+        machine.caps.revoke_holder(agent.id, keep=self._services.lent_to(agent))
+        agent.queue_cap = 0
+        machine.waits.remove_node(agent.node)
+        self._devices.unbind_all(agent)
+
+    def gone(self, agent: KernelAgent) -> None:
+        """Everything.  Raises :class:`KernelBug` if something is left: that must not happen."""
+        self.crashed(agent)
+        agent.requests.close()
+        self._chardevs.remove_all(agent)
+        for device in list(agent.devices.values()):
+            self._devices.remove(device)
+        self._services.forget(agent, gone=True)
+        self._memory.drop(agent, keep=False)
+        self._machine.caps.revoke_holder(agent.id)
+        agent.account.queue_slots = 0
+        left = agent.account.holdings()
+        if left:
+            raise KernelBug(f"{agent.name}: left after reclaim: {left}")

@@ -1,0 +1,279 @@
+"""The down side of one instance: requests in flight, their deadlines, and their fate when it dies.
+
+Every accepted request is answered to its port exactly once.  A completion is believed only if its command id
+is in flight; a late, duplicated or forged one is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+
+import msgspec
+
+from uxk.core.account import Account
+from uxk.errors import RequestError, RingFull
+from uxk.kernel.machine import Machine
+from uxk.kernel.ports import Port
+from uxk.uapi.entries import Completion, Entry, Request
+from uxk.uapi.manifest import Fate, Manifest
+
+
+class Door(Enum):
+    """Whether the instance takes requests: at once, later, or not at all."""
+
+    OPEN = "open"
+    HELD = "held"
+    CLOSED = "closed"
+
+
+class Batch(msgspec.Struct, eq=False, gc=False):
+    """Requests that came together: one record serves them all."""
+
+    port: Port
+    requests: tuple[Request, ...]
+    first_cid: int
+    submitted_ns: int
+
+    def request(self, cid: int) -> Request:
+        """The request with that command id."""
+        return self.requests[cid - self.first_cid]
+
+
+class RequestTable:
+    """Requests of all ports of one instance."""
+
+    __slots__ = (
+        "_cid", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed", "_timeout_ns", "_wake",
+        "account", "backlog", "door", "inflight", "on_hung", "timeouts_in_a_row", "timeouts_max",
+    )  # fmt: skip
+
+    def __init__(
+        self, machine: Machine, account: Account, manifest: Manifest, staged: list[Entry], wake: Callable[[], None]
+    ) -> None:
+        self._machine = machine
+        self._depth = manifest.budget.queue_depth
+        self._timeout_ns = manifest.watchdog.request_timeout_ns
+        self._reject_when_full = manifest.full == "reject"
+        self._staged = staged
+        self._wake = wake
+        self._cid = 0
+        self._sweep_armed = False
+        self.account = account
+        self.door = Door.CLOSED
+        self.inflight: dict[int, Batch] = {}
+        """By command id, in the order of submission."""
+        self.backlog: dict[int, Batch] = {}
+        """Accepted, but waiting for room or for the next incarnation."""
+        self.timeouts_in_a_row = 0
+        self.timeouts_max = manifest.watchdog.timeouts_max
+        self.on_hung: Callable[[int], None] = _nothing
+
+    @property
+    def idle(self) -> bool:
+        """Nothing in flight and nothing waiting."""
+        return not self.inflight and not self.backlog
+
+    # --- submission ---
+
+    def submit(self, port: Port, requests: Sequence[Request]) -> None:
+        """Takes all requests or raises: RingFull (EAGAIN), or RequestError (ENODEV) when the door is closed."""
+        count = len(requests)
+        book: dict[int, Batch] = self.inflight
+        if self.door is not Door.OPEN or self.backlog or len(book) + count > self._depth:
+            self._check_backlog(port, count)
+            book = self.backlog
+        first_cid = cid = self._cid + 1
+        for request in requests:
+            request.cid = cid
+            cid += 1
+        self._cid = cid - 1
+        if port.tagged:
+            for request in requests:
+                request.port = port.id
+        now_ns = self._machine.now_ns
+        batch = Batch(port, tuple(requests), first_cid, now_ns)
+        if count == 1:
+            book[first_cid] = batch
+        else:
+            book.update(dict.fromkeys(range(first_cid, cid), batch))
+        self.account.requests += count
+        self._machine.outstanding += count
+        if book is self.inflight:
+            self._staged += requests
+            self._wake()
+        else:
+            self.account.deferred += count
+            self.pump()  # the room there is gets used
+        if not self._sweep_armed:
+            self._arm_sweep(now_ns + self._timeout_ns)
+
+    def _check_backlog(self, port: Port, count: int) -> None:
+        if self.door is Door.CLOSED:
+            raise RequestError(f"{port.client}: the driver is gone", errno=errno.ENODEV)
+        if self._reject_when_full or len(self.backlog) + count > self._depth:
+            self.account.reject("queue_full", count)
+            raise RingFull(
+                f"{port.client}: {count} more requests do not fit: {len(self.inflight)} in flight and "
+                f"{len(self.backlog)} waiting, depth {self._depth}"
+            )
+
+    def pump(self) -> None:
+        """Moves waiting requests into the window that completions have opened."""
+        backlog, inflight = self.backlog, self.inflight
+        if self.door is not Door.OPEN or not backlog:
+            return
+        for cid in list(backlog)[: self._depth - len(inflight)]:
+            batch = inflight[cid] = backlog.pop(cid)
+            self._staged.append(batch.request(cid))
+        self._wake()
+
+    # --- completion ---
+
+    def on_replies(self, completions: list[Completion]) -> None:
+        """Believes, counts and delivers what the extension answered."""
+        pop = self.inflight.pop
+        batches = [pop(completion.cid, None) for completion in completions]
+        first = batches[0]
+        if first is not None and (len(batches) == 1 or batches.count(first) == len(batches)):
+            self.timeouts_in_a_row = 0
+            self.account.latency.record(self._machine.now_ns - first.submitted_ns, len(batches))
+            self._deliver(first.port, completions)
+        else:
+            self._sort_out(completions, batches)
+        if self.backlog:
+            self.pump()
+
+    def _sort_out(self, completions: list[Completion], batches: list[Batch | None]) -> None:
+        """Answers of several batches, or some that nobody asked for."""
+        groups: list[tuple[Batch, list[Completion]]] = []
+        for completion, batch in zip(completions, batches, strict=True):
+            if batch is None:
+                self.account.reject("unknown_cid" if completion.cid > self._cid else "stale_cid")
+            elif groups and groups[-1][0] is batch:
+                groups[-1][1].append(completion)
+            else:
+                groups.append((batch, [completion]))
+        for batch, group in groups:
+            self.timeouts_in_a_row = 0
+            self.account.latency.record(self._machine.now_ns - batch.submitted_ns, len(group))
+        for batch, group in _join_ports(groups):
+            self._deliver(batch.port, group)
+
+    def _deliver(self, port: Port, completions: list[Completion]) -> None:
+        account, count = self.account, len(completions)
+        account.completed += count
+        self._machine.outstanding -= count
+        failed = [completion for completion in completions if completion.status]
+        if failed:
+            account.failed += len(failed)
+        port.on_completions(completions)
+
+    def fail_one(self, cid: int, status: int) -> bool:
+        """Answers one request on the extension's behalf; False if it is not in flight."""
+        batch = self.inflight.pop(cid, None)
+        if batch is None:
+            return False
+        self._deliver(batch.port, [Completion(cid, status)])
+        self.pump()
+        return True
+
+    def _fail_all(self, items: Iterable[tuple[int, Batch]], status: int) -> None:
+        for batch, group in _join_ports([(batch, [Completion(cid, status)]) for cid, batch in items]):
+            self._deliver(batch.port, group)
+
+    # --- deadlines ---
+
+    def _arm_sweep(self, due_ns: int) -> None:
+        self._sweep_armed = True
+        self._machine.heap.call_at_daemon(due_ns, self._sweep)
+
+    def _sweep(self, _: object) -> None:
+        """Answers what is past its deadline with ETIMEDOUT.  Deadlines are equal, so the oldest come first."""
+        self._sweep_armed = False
+        limit_ns = self._machine.now_ns - self._timeout_ns
+        late = _older_than(self.inflight, limit_ns)
+        hung = len(late)
+        if late:
+            gone = {cid for cid, _ in late}
+            self._staged[:] = [x for x in self._staged if not (isinstance(x, Request) and x.cid in gone)]
+        late += _older_than(self.backlog, limit_ns)
+        if late:
+            self.account.timeouts += len(late)
+            self.timeouts_in_a_row += hung
+            self._fail_all(late, errno.ETIMEDOUT)
+            self.pump()
+        books = [book for book in (self.inflight, self.backlog) if book]
+        oldest = min((next(iter(book.values())).submitted_ns for book in books), default=-1)
+        if oldest >= 0 and not self._sweep_armed:
+            self._arm_sweep(max(oldest + self._timeout_ns, self._machine.now_ns + 1))
+        if hung and self.timeouts_in_a_row >= self.timeouts_max:
+            self.timeouts_in_a_row = 0
+            self.on_hung(hung)
+
+    # --- death and rebirth ---
+
+    def on_death(self, fate: Fate) -> None:
+        """The instance died and may come back: applies the declared fate (ublk's user recovery, docs.kernel.org).
+
+        fail: all fail with EIO, new ones with ENODEV.  requeue: what it had not seen waits for the next
+        instance, what it had seen fails.  reissue: all wait; what it had seen may be done twice.
+        """
+        unseen = {entry.cid for entry in self._staged if isinstance(entry, Request)}
+        self._staged.clear()
+        kept: dict[int, Batch] = {}
+        lost: dict[int, Batch] = {}
+        for cid, batch in self.inflight.items():
+            waits = fate == "reissue" or (fate == "requeue" and cid in unseen)
+            (kept if waits else lost)[cid] = batch
+        self.inflight.clear()
+        if fate == "fail":
+            self.door = Door.CLOSED
+            lost.update(self.backlog)
+            self.backlog = {}
+        else:
+            self.door = Door.HELD
+            self.backlog = {**kept, **self.backlog}
+        self._fail_all(lost.items(), errno.EIO)
+
+    def close(self, status: int = errno.ENODEV) -> None:
+        """No more: everything in flight or waiting is answered with ``status``."""
+        self.door = Door.CLOSED
+        items = [*self.inflight.items(), *self.backlog.items()]
+        self.inflight.clear()
+        self.backlog.clear()
+        self._staged.clear()
+        self._fail_all(items, status)
+
+    def open(self) -> None:
+        """Takes requests from now on, the waiting ones first."""
+        self.door = Door.OPEN
+        self.pump()
+
+
+def _older_than(book: dict[int, Batch], limit_ns: int) -> list[tuple[int, Batch]]:
+    """Takes out what was submitted at or before ``limit_ns``."""
+    late: list[tuple[int, Batch]] = []
+    for cid, batch in book.items():
+        if batch.submitted_ns > limit_ns:
+            break
+        late.append((cid, batch))
+    for cid, _ in late:
+        del book[cid]
+    return late
+
+
+def _join_ports(groups: Iterable[tuple[Batch, list[Completion]]]) -> list[tuple[Batch, list[Completion]]]:
+    """Joins neighbours that go to the same port, so that it hears of them in one call."""
+    joined: list[tuple[Batch, list[Completion]]] = []
+    for batch, group in groups:
+        if joined and joined[-1][0].port is batch.port:
+            joined[-1][1].extend(group)
+        else:
+            joined.append((batch, group))
+    return joined
+
+
+def _nothing(_: int) -> None:
+    """The handler of whom nobody watches."""

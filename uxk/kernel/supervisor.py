@@ -1,0 +1,158 @@
+"""What happens when an extension dies: oops, fate of its requests, reclaim, restart.
+
+A crash, a hang and a missed heartbeat end the same way; only the words in the log differ.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from uxk.actor.actor import Crash
+from uxk.core import lifecycle
+from uxk.core.codec import completion_codec, down_codec, down_reply_codec, up_codec
+from uxk.core.restart import GiveUp, Restart
+from uxk.kernel.agent import KernelAgent
+from uxk.kernel.machine import Machine
+from uxk.limits import ENTRY_MAX_COUNT
+from uxk.uapi.entries import Ping
+
+if TYPE_CHECKING:
+    from uxk.kernel.reclaim import Reclaimer
+
+LAST_EVENTS: Final = 8
+"""Events of the instance shown in the report of an oops."""
+_CODECS: Final = {"in": (down_codec, completion_codec), "replies": (down_reply_codec,), "up": (up_codec,)}
+
+OOPS_LINES: Final = 64
+"""Lines of a traceback in the log: its text is the extension's to choose, and must not wash the log out."""
+
+
+class Supervisor:
+    """Contains failures and brings instances back."""
+
+    def __init__(self, machine: Machine, reclaimer: Reclaimer) -> None:
+        self._machine = machine
+        self._reclaimer = reclaimer
+        self.start: Callable[[KernelAgent], None] = lambda agent: None
+        """Starts a new incarnation; set by who starts the first."""
+        self.give_up: Callable[[KernelAgent, str], None] = lambda agent, reason: None
+        """Takes an instance down for good; set by the loader."""
+
+    # --- watching ---
+
+    def watch(self, agent: KernelAgent) -> None:
+        """Begins to watch a live instance: deadlines always, heartbeats if its manifest wants them."""
+        agent.pings_unanswered = 0
+        agent.requests.on_hung = lambda count: self.hung(
+            agent, f"{agent.manifest.watchdog.timeouts_max} requests in a row timed out"
+        )
+        agent.on_pong = lambda number: self._on_pong(agent, number)
+        if agent.manifest.watchdog.heartbeat_ns is not None:
+            self._schedule_ping(agent)
+
+    def _schedule_ping(self, agent: KernelAgent) -> None:
+        interval_ns = agent.manifest.watchdog.heartbeat_ns
+        assert interval_ns is not None
+        due_ns = self._machine.now_ns + interval_ns
+        self._machine.heap.call_at_daemon(due_ns, self._ping, (agent, agent.incarnation))
+
+    def _ping(self, item: tuple[KernelAgent, int]) -> None:
+        agent, incarnation = item
+        if agent.host is None or agent.incarnation != incarnation:
+            return
+        if agent.pings_unanswered >= 2:
+            self.hung(agent, f"{agent.pings_unanswered} heartbeats in a row without an answer")
+            return
+        agent.pings_unanswered += 1
+        agent.send(Ping(self._machine.now_ns))
+        self._schedule_ping(agent)
+
+    def _on_pong(self, agent: KernelAgent, number: int) -> None:
+        if number > self._machine.now_ns:
+            agent.account.reject("forged_pong")
+            return
+        agent.pings_unanswered = 0
+
+    # --- dying ---
+
+    def hung(self, agent: KernelAgent, why: str) -> None:
+        """The watchdog's verdict: treated as a crash."""
+        self.crashed(agent, Crash("watchdog", "Hung", why, ""))
+
+    def crashed(self, agent: KernelAgent, crash: Crash) -> None:
+        """Contains a crash: logs the oops, settles requests, reclaims, and restarts by policy."""
+        if agent.host is None:
+            return
+        agent.account.faults += 1
+        self._machine.note("crash", agent.id, f"{crash.where} {crash.kind}".encode(errors="replace"))
+        self.oops(agent, crash)
+        if agent.state is lifecycle.ModuleState.GOING:  # its end is under way already
+            agent.detach()
+            return
+        if agent.state is not lifecycle.ModuleState.LIVE and agent.incarnation == 0:
+            agent.detach()
+            agent.on_failed(crash)
+            return
+        self._down(agent, crashed=True, why=f"{crash.kind} in {crash.where}")
+
+    def exited(self, agent: KernelAgent) -> None:
+        """The instance's ``run`` of a permanent module came to an end by itself."""
+        if agent.manifest.restart.mode == "permanent" and agent.host is not None:
+            self._machine.log("notice", agent.name, "exited")
+            self._down(agent, crashed=False, why="exit")
+
+    def _down(self, agent: KernelAgent, *, crashed: bool, why: str) -> None:
+        agent.detach()
+        self._reclaimer.crashed(agent)
+        decision = agent.restarter.on_exit(self._machine.now_ns, crashed)
+        if isinstance(decision, Restart):
+            agent.state = lifecycle.advance(agent.state, lifecycle.Event.DIE)
+            agent.requests.on_death(agent.manifest.fate)
+            self._machine.log(
+                "notice", agent.name, f"restarts in {decision.delay_ns} ns ({why})", restart_ns=decision.delay_ns
+            )
+            agent.set_life_timer(decision.delay_ns, partial(self._restart, agent))
+            return
+        agent.requests.close(errno.EIO)
+        reason = decision.reason if isinstance(decision, GiveUp) else f"policy {agent.manifest.restart.mode}"
+        self._machine.log("err", agent.name, f"stays down: {reason}")
+        self.give_up(agent, reason)
+
+    def _restart(self, agent: KernelAgent) -> None:
+        agent.state = lifecycle.advance(agent.state, lifecycle.Event.RETRY)
+        agent.account.restarts += 1
+        self.start(agent)
+
+    # --- reporting ---
+
+    def oops(self, agent: KernelAgent, crash: Crash) -> None:
+        """The report: what died, where, its queues, its last messages, its traceback."""
+        log, name = self._machine.log, agent.name
+        log(
+            "err", name, f"oops: {crash.kind} in {crash.where}: {crash.message}",
+            incarnation=agent.incarnation, inflight=agent.account.inflight, commands=len(agent.commands),
+        )  # fmt: skip
+        for now_ns, which, _, frame in self._machine.hash.last(agent.id, LAST_EVENTS):
+            if which in _CODECS:
+                log("info", name, f"oops: last {which} at {now_ns} ns: {describe(which, frame)}")
+        for edge in self._machine.waits.waiting_for(agent.node)[:OOPS_LINES]:
+            log("info", name, f"oops: waits for {edge}")
+        lines = crash.traceback.splitlines()
+        if len(lines) > OOPS_LINES:  # the beginning says how it came there, the end what happened
+            cut = len(lines) - OOPS_LINES
+            lines = [*lines[: OOPS_LINES >> 1], f"... {cut} lines left out ...", *lines[-(OOPS_LINES >> 1) :]]
+        for line in lines:
+            log("info", name, f"oops: | {line}")
+
+
+def describe(which: str, frame: bytes) -> str:
+    """A frame in words, for people: its entries, or why it cannot be read."""
+    for codec in _CODECS.get(which, ()):
+        entries, _ = codec.decode(frame, ENTRY_MAX_COUNT)
+        if entries:
+            text = ", ".join(repr(entry) for entry in entries[:4])
+            return text + (f", and {len(entries) - 4} more" if len(entries) > 4 else "")
+    return f"{len(frame)} bytes that are no entries: {frame[:32].hex()}"
