@@ -1,0 +1,91 @@
+"""``uxk boot``: a kernel in the foreground, reached from other terminals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+from uxk.cli.common import GOOD, Subparsers, add_verb, print_json
+
+if TYPE_CHECKING:
+    import trio
+
+_STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds the verb."""
+    parser = add_verb(subparsers, "boot", boot, help="boot a kernel and serve it until Ctrl-C", json=True)
+    parser.add_argument("--socket", metavar="PATH", help="where it listens (default: $UXK_SOCKET, or a file of yours)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the run (default: 0)")
+    parser.add_argument(
+        "--clock", choices=("real", "virtual", "charged"), default="real",
+        help="time passes by itself (real, the default), or only while the kernel has work",
+    )  # fmt: skip
+    parser.add_argument("--modprobe-d", metavar="DIR", help="directory of modprobe.d files")
+    parser.add_argument("--load", nargs="+", action="extend", default=[], metavar="NAME", help="modules to load")
+
+
+def boot(args: argparse.Namespace) -> int:
+    """Prints one line with the socket's path when the kernel can be reached."""
+    import trio
+
+    return trio.run(_serve, args, args.socket or args.kernel or default_socket())
+
+
+def default_socket() -> str:
+    """In the user's runtime directory, or where temporary files go."""
+    folder = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return os.path.join(folder, f"uxk-{os.getuid()}.socket")
+
+
+async def _serve(args: argparse.Namespace, path: str) -> int:
+    import trio
+
+    import uxk
+    from uxk.bridges.control_server import ControlServer
+
+    with _stop_signals() as stop:
+        async with uxk.Kernel(seed=args.seed, clock=args.clock, modprobe_d=args.modprobe_d) as kernel:
+            server = ControlServer(kernel, path)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.serve)
+                for name in args.load:
+                    await kernel.modprobe(name)
+                if args.json:
+                    print_json({"socket": str(server.path), "pid": os.getpid()})
+                else:
+                    print(f"uxk: kernel booted, reach it with -k {server.path}", flush=True)
+                await stop.wait()
+                nursery.cancel_scope.cancel()
+    return GOOD
+
+
+@contextmanager
+def _stop_signals() -> Iterator[trio.Event]:
+    """An event that is set by the first signal to stop.  The next interrupts whatever runs, a hung module too."""
+    import trio
+
+    asked, token = trio.Event(), trio.lowlevel.current_trio_token()
+    seen: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        token.run_sync_soon(asked.set)
+
+    # nohup has SIGHUP ignored on purpose.
+    wanted = [n for n in _STOP if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in wanted}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,168 @@
+"""``uxk run``: scenarios.  Exit codes: 0 good, 1 a check failed, 2 usage, 3 an invariant broken."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from uxk.cli.common import (
+    GOOD,
+    USAGE,
+    Subparsers,
+    UsageExit,
+    add_verb,
+    clean,
+    complain,
+    error_text,
+    only_error,
+    print_json,
+)
+from uxk.errors import ModuleError, UsageError
+
+if TYPE_CHECKING:
+    from uxk.core.kmsg import Record
+    from uxk.scenario.results import Result
+
+SEEDS_MAX: Final = 100_000
+"""Seeds of one command."""
+_PROGRESS_S: Final = 0.2
+_EPILOG: Final = "Exit codes: 0 good, 1 a check failed, 2 wrong usage, 3 an invariant is broken."
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds the verb."""
+    parser = add_verb(subparsers, "run", run, help="run an emulation scenario", json=True, epilog=_EPILOG)
+    parser.add_argument("scenario", metavar="FILE|NAME|list", help="a TOML or Python file, a bundled scenario, or list")
+    parser.add_argument("--seed", type=_number, metavar="N", help="instead of the scenario's own")
+    parser.add_argument("--seeds", type=_number, metavar="N", help="run N times, with this and the following seeds")
+    parser.add_argument(
+        "-o", "--option", action="append", default=[], metavar="KEY=VALUE",
+        help="replace a value: until=1s, workloads.load.depth=64, modules.null.params.size=1GiB",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="write a run folder: manifest, events, kmsg, summary")
+    parser.add_argument("--costs", metavar="FILE", help="costs of turns that an earlier run's manifest.json has")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print kmsg to stderr as it comes")
+
+
+def _number(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 2**63 - 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one scenario with one seed or several; the exit code is the worst."""
+    if args.scenario == "list":
+        return _list(args.json)
+    if args.seeds is not None and not 1 <= args.seeds <= SEEDS_MAX:
+        raise UsageExit(f"--seeds {args.seeds}: expected 1 to {SEEDS_MAX}")
+    try:
+        return _run(args)
+    except (UsageError, ModuleError) as exc:
+        complain("run", error_text(exc))
+        return USAGE
+    except BaseExceptionGroup as group:
+        error = only_error(group)
+        if not isinstance(error, (UsageError, ModuleError)):
+            raise
+        complain("run", error_text(error))
+        return USAGE
+
+
+def _list(json: bool) -> int:
+    from uxk.scenario.find import bundled, open_scenario
+
+    descriptions = {name: open_scenario(name)[0].description for name in bundled()}
+    if json:
+        print_json(descriptions)
+    else:
+        width = max(map(len, descriptions), default=0)
+        for name, text in descriptions.items():
+            print(f"{name.ljust(width)}  {text}")
+    return GOOD
+
+
+def _run(args: argparse.Namespace) -> int:
+    from uxk.scenario.find import open_scenario
+    from uxk.scenario.run import run_one, run_seeds
+
+    scenario, text = open_scenario(args.scenario)
+    progress = _Progress(scenario.until) if sys.stderr.isatty() and not args.verbose else None
+    first = scenario.seed if args.seed is None else args.seed
+    settings: dict[str, Any] = {
+        "options": _options(args.option), "text": text, "costs": args.costs, "out": args.out,
+        "on_record": _printer() if args.verbose else None, "on_progress": progress,
+    }  # fmt: skip
+    try:
+        if args.seeds is None:
+            seed = None if args.seed is None and any(o.startswith("seed=") for o in args.option) else first
+            results = [run_one(scenario, seed=seed, **settings)]
+        else:
+            results = run_seeds(scenario, range(first, first + args.seeds), **settings)
+    finally:
+        if progress is not None:
+            progress.clear()
+    _print(results, args.json)
+    return max(result.exit_code for result in results)
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise UsageExit(f"-o {word!r}: expected KEY=VALUE")
+        options[key] = value
+    return options
+
+
+def _print(results: list[Result], json: bool) -> None:
+    if json:
+        for result in results:
+            print_json(result.to_dict())
+        return
+    if len(results) == 1:
+        print(results[0].report())
+        return
+    for result in results:
+        wrong = [v.what for v in (*result.checks, *result.invariants) if not v.good]
+        verdict = "✘ " + ", ".join(wrong) if wrong else "✔"
+        print(f"seed {result.seed}: hash {result.event_hash} {verdict}")
+    print(f"{sum(result.ok for result in results)} of {len(results)} runs good")
+
+
+def _printer() -> Callable[[Record], None]:
+    from uxk.core.kmsg import format_dmesg
+
+    return lambda record: print(clean_lines(format_dmesg(record)), file=sys.stderr)
+
+
+def clean_lines(text: str) -> str:
+    """Several lines for a terminal."""
+    return "\n".join(clean(line) for line in text.split("\n"))
+
+
+class _Progress:
+    """One line on stderr that follows virtual time; fed by the run, so that it cannot disturb it."""
+
+    def __init__(self, until: int | str) -> None:
+        self._until = until
+        self._next_s = monotonic() + _PROGRESS_S
+
+    def __call__(self, elapsed_ns: int) -> None:
+        if (now_s := monotonic()) < self._next_s:
+            return
+        self._next_s = now_s + _PROGRESS_S
+        share = f" of {self._until / 1e6:.0f}" if isinstance(self._until, int) else ""
+        print(f"\r{elapsed_ns / 1e6:.0f}{share} ms of virtual time ", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
