@@ -1,0 +1,270 @@
+"""Runs a scenario: boot, load, start, wait for the end, judge, unload, judge again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import msgspec
+import trio
+
+from uxk.core.kmsg import Record
+from uxk.core.suggest import did_you_mean
+from uxk.errors import ConfigError, KernelBug, Stalled
+from uxk.faults.plan import FaultPlan
+from uxk.kernel.devices import Device
+from uxk.kernel.dispatcher import Goal
+from uxk.kernel.kernel import Kernel
+from uxk.scenario import invariants, subsystems
+from uxk.scenario.find import open_scenario
+from uxk.scenario.folder import RunFolder, read_costs
+from uxk.scenario.invariants import INVARIANTS, Watched
+from uxk.scenario.model import Scenario
+from uxk.scenario.read import with_options
+from uxk.scenario.results import Result, Verdict, check_path, judge, kernel_figures, module_figures
+from uxk.scenario.workload import Generator
+
+
+def run(
+    scenario: Scenario | str | Path,
+    *,
+    seed: int | None = None,
+    options: Mapping[str, str] | None = None,
+    out: str | Path | None = None,
+    costs: str | Path | None = None,
+    on_record: Callable[[Record], object] | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> Result:
+    """Runs a scenario, given as such, as a file, or by the name of a bundled one, in a Trio loop of its own.
+
+    ``seed`` and ``options`` (``{"workloads.load.depth": "64"}``) take the place of what the scenario says;
+    ``costs`` is the manifest of an earlier run on the charged clock.  ``out`` is a folder that must not exist or
+    be empty: it gets manifest.json, events.jsonl, kmsg.log and summary.json.  ``on_record`` gets every kmsg
+    record, ``on_progress`` the virtual time now and then.  Raises UsageError or ModuleError for what is wrong
+    with the scenario or for a module that cannot be loaded; a failed check or a broken invariant is in the result.
+    """
+    text = ""
+    if not isinstance(scenario, Scenario):
+        scenario, text = open_scenario(scenario)
+    return run_one(
+        scenario, seed=seed, options=options, out=out, costs=costs, text=text,
+        on_record=on_record, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def run_one(
+    scenario: Scenario,
+    *,
+    seed: int | None = None,
+    options: Mapping[str, str] | None = None,
+    out: str | Path | None = None,
+    costs: str | Path | None = None,
+    text: str = "",
+    on_record: Callable[[Record], object] | None = None,
+    on_progress: Callable[[int], object] | None = None,
+) -> Result:
+    """As :func:`run`, for a scenario that was read already; ``text`` goes into the manifest."""
+    scenario = with_options(scenario.validate(), options or {})
+    if seed is not None:
+        scenario = msgspec.structs.replace(scenario, seed=seed)
+    if costs is not None:
+        scenario = msgspec.structs.replace(scenario, costs_ns={**scenario.costs_ns, **read_costs(costs)})
+    runner = Runner(scenario.validate(), on_record, on_progress)
+    if out is None:
+        return trio.run(runner.execute)
+    with RunFolder.create(Path(out), scenario, text) as folder:
+        folder.attach(runner)
+        result = trio.run(runner.execute)
+        folder.finish(result)
+    return result
+
+
+def run_seeds(scenario: Scenario, seeds: range, **settings: Any) -> list[Result]:
+    """The same scenario with several seeds; ``out`` becomes a folder of folders ``seed-N``.  See :func:`run_one`."""
+    out = settings.pop("out", None)
+    return [
+        run_one(scenario, seed=seed, out=None if out is None else Path(out) / f"seed-{seed}", **settings)
+        for seed in seeds
+    ]
+
+
+class Runner:
+    """One run."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        on_record: Callable[[Record], object] | None = None,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> None:
+        invariants.check_names(scenario.invariants)
+        subsystems.check_names(scenario.subsystems)
+        self.scenario = scenario
+        self.kernel = Kernel(
+            seed=scenario.seed, clock=scenario.clock, cost=scenario.cost, costs_ns=scenario.costs_ns
+        )  # fmt: skip
+        self.on_record: list[Callable[[Record], object]] = [on_record] if on_record else []
+        self._on_progress = on_progress
+        self._watched = Watched(self.kernel)
+        self._plan = FaultPlan(self.kernel, scenario.faults)
+        self._subsystems: dict[str, subsystems.Running] = {}
+        self._drive: dict[str, Any] = {}
+        self._drive_failed: list[Verdict] = []
+        self._broken: dict[str, str] = {}
+        self._goal: Goal | None = None
+        self._origin_ns = 0
+
+    async def execute(self) -> Result:
+        """From boot to shutdown."""
+        kernel = self.kernel
+        self._follow_kmsg()
+        began_ns = perf_counter_ns()
+        values: dict[str, Any] = {}
+        try:
+            async with kernel:
+                await self._set_up()
+                try:
+                    await self._until_the_end()
+                except Stalled as stalled:
+                    self._broken.setdefault("progress", str(stalled))
+                self._judge_during()
+                values = self._values()
+                for generator in self._watched.generators:
+                    generator.stop()
+                virtual_ns, events, event_hash = kernel.now_ns, kernel.machine.hash.count, kernel.event_hash()
+        except KernelBug as bug:
+            self._broken.setdefault("accounts-balance", str(bug))
+            virtual_ns, events, event_hash = kernel.now_ns, kernel.machine.hash.count, kernel.event_hash()
+        host_ns = perf_counter_ns() - began_ns
+        values = values or self._values()
+        self._judge_after()
+        scenario = self.scenario
+        names = [*scenario.invariants, *(name for name in self._broken if name not in scenario.invariants)]
+        return Result(
+            scenario, kernel.seed, values,
+            checks=[*(judge(values, check) for check in scenario.checks), *self._drive_failed],
+            invariants=[Verdict(name, name not in self._broken, self._broken.get(name, "")) for name in names],
+            event_hash=event_hash, events=events, virtual_ns=virtual_ns, host_ns=host_ns,
+            costs_ns=dict(sorted(kernel.machine.costs_ns.items())),
+        )  # fmt: skip
+
+    # --- beginning ---
+
+    async def _set_up(self) -> None:
+        kernel, scenario = self.kernel, self.scenario
+        for load in scenario.modules:
+            instance = load.instance or None
+            if load.file:
+                await kernel.insmod(load.file, instance=instance, **load.params)
+            else:
+                await kernel.modprobe(load.name, instance=instance, **load.params)
+        self._subsystems = subsystems.attach_all(kernel, scenario.subsystems)
+        self._watched.refresh()
+        self._watched.generators = [Generator(kernel, spec, self._device(spec.device)) for spec in scenario.workloads]
+        self._plan.start()
+        values = self._values()
+        for number, check in enumerate(scenario.checks):
+            check_path(values, check, number)
+        self._origin_ns = kernel.now_ns
+        for generator in self._watched.generators:
+            generator.start()
+        self._schedule_tick()
+
+    def _device(self, name: str) -> Device:
+        devices = self.kernel.devices.devices
+        if name not in devices:
+            known = ", ".join(devices) or "none"
+            raise ConfigError(f"workloads: no device {name!r}{did_you_mean(name, devices)}; there are: {known}")
+        return devices[name]
+
+    def _follow_kmsg(self) -> None:
+        reader = self.kernel.kmsg.reader()
+        self.on_record.append(self._watched.on_record)
+
+        def read() -> None:
+            for record in reader:
+                for callback in self.on_record:
+                    callback(record)
+
+        self.kernel.kmsg.subscribe(read)
+
+    # --- the end ---
+
+    async def _until_the_end(self) -> None:
+        drive, until = self.scenario.drive, self.scenario.until
+        if drive is None:
+            await self._wait()
+        elif until == "idle":
+            await self._drive_along()
+            await self._wait()
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._drive_along)
+                await self._wait()
+                nursery.cancel_scope.cancel()
+
+    async def _wait(self) -> None:
+        if self._broken:
+            return
+        until, dispatcher = self.scenario.until, self.kernel.dispatcher
+        if isinstance(until, int):
+            goal = dispatcher.goal(f"{until} ns", until_ns=self._origin_ns + until)
+        else:
+            goal = dispatcher.goal("everything to be done", until_idle=True)
+        self._goal = goal
+        await dispatcher.wait(goal)
+
+    async def _drive_along(self) -> None:
+        """The scenario's own coroutine; an exception of its is a failed check."""
+        assert self.scenario.drive is not None
+        try:
+            result = await self.scenario.drive(self.kernel)
+        except Stalled as stalled:
+            self._broken.setdefault("progress", str(stalled))
+        except Exception as exc:
+            self._drive_failed.append(Verdict("drive", False, f"{type(exc).__name__}: {exc}"))
+        else:
+            self._drive = dict(result) if isinstance(result, Mapping) else {}
+
+    # --- judging ---
+
+    def _schedule_tick(self) -> None:
+        due_ns = self.kernel.machine.now_ns + self.scenario.invariant_interval_ns
+        self.kernel.machine.heap.call_at_daemon(due_ns, self._tick)
+
+    def _tick(self, _: object) -> None:
+        """Looks at the run every now and then in virtual time; changes nothing in it."""
+        self._watched.notice_stall()
+        self._judge_during()
+        if self._on_progress is not None:
+            self._on_progress(self.kernel.machine.now_ns - self._origin_ns)
+        if not self._broken:
+            self._schedule_tick()
+        elif self._goal is not None:
+            self._goal.reach()
+
+    def _judge_during(self) -> None:
+        self._watched.refresh()
+        for name in self.scenario.invariants:
+            wrong = INVARIANTS[name].during(self._watched)
+            if wrong:
+                self._broken.setdefault(name, f"{wrong} (seen at {self.kernel.machine.now_ns} ns)")
+
+    def _judge_after(self) -> None:
+        for name in self.scenario.invariants:
+            wrong = INVARIANTS[name].after(self._watched)
+            if wrong:
+                self._broken.setdefault(name, f"{wrong} (seen after shutdown)")
+
+    def _values(self) -> dict[str, Any]:
+        self._watched.refresh()
+        return {
+            "modules": {name: module_figures(agent) for name, agent in self._watched.agents.items()},
+            "workloads": {g.spec.name: g.results() for g in self._watched.generators},
+            "faults": self._plan.results(),
+            "subsystems": {name: dict(running.results()) for name, running in self._subsystems.items()},
+            "drive": self._drive,
+            "kernel": kernel_figures(self.kernel),
+        }
