@@ -1,4 +1,4 @@
-"""Which questions are asked, of whom, and what is demanded of uxk (issue 2, demand 12)."""
+"""Which questions are asked, of whom, and what is demanded of uxk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house style (DESIGN.md section 2): who imports whom, no floats in the kernel, bounded lengths, docstrings.
+"""The house style: who imports whom, no floats in the kernel, bounded lengths, docstrings.
 
 Every rule is a generator over one parsed file and yields (line, complaint); the table ``RULES`` lists them.
 ``test_rule_rejects`` shows each rule an offence, so that a rule that has gone blind is noticed.
@@ -194,7 +194,7 @@ def import_directions(source: Source) -> Iterator[tuple[int, str]]:
     if room in ("", "module"):
         return
     if room == "unknown":
-        yield 1, f"belongs to no room of DESIGN.md section 2: {', '.join(RANK)}"
+        yield 1, f"belongs to no room of docs/ARCHITECTURE.md: {', '.join(RANK)}"
         return
     for line, module, name in imports(source):
         top = module.split(".")[0]

@@ -165,8 +165,8 @@ def test_a_session(booted: Booted) -> None:
     assert booted.run("rmmod", "cli_base", "cli_nothing") == (
         1,
         "",
-        "uxk: rmmod: rmmod: cli_base is in use by: cli_demo [EBUSY]\n"  # noqa: ISC004
-        "uxk: rmmod: rmmod: 'cli_nothing' is not loaded [ENOENT]\n",
+        "uxk: rmmod: cli_base is in use by: cli_demo [EBUSY]\n"  # noqa: ISC004
+        "uxk: rmmod: 'cli_nothing' is not loaded [ENOENT]\n",
     )
     assert booted.good("modprobe", "-r", "cli_demo") == ""
     assert booted.good("lsmod").count("\n") == 1

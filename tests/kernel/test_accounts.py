@@ -270,7 +270,7 @@ async def test_an_absurd_charge_hurts_only_who_declares_it() -> None:
 
 
 async def test_an_extension_cannot_read_the_hosts_clock_out_of_its_account() -> None:
-    """What differs from run to run may be seen by people, not by actors (DESIGN.md section 6)."""
+    """What differs from run to run may be seen by people, not by actors."""
     async with uxk.Kernel(seed=1) as kernel:
         await kernel.insmod(Puppet)
         assert int(kernel.sysfs.read("/sys/module/puppet/statistics/cpu_ns")) >= 0

@@ -1,4 +1,4 @@
-"""Driver classes and devices: they come and go at run time, and bind by rule (issue 2, 1)."""
+"""Driver classes and devices: they come and go at run time, and bind by rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of an instance: probe, readiness, refusal, removal, shutdown; a failure leaves no trace (issue 2, 1)."""
+"""The life of an instance: probe, readiness, refusal, removal, shutdown; a failure leaves no trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding and loading modules by name: modprobe, insmod, depmod, modinfo (issue 2, demand 1)."""
+"""Finding and loading modules by name: modprobe, insmod, depmod, modinfo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crashes, hangs, fates and restarts: what dies is contained, told, and started again by policy (issue 2, 8)."""
+"""Crashes, hangs, fates and restarts: what dies is contained, told, and started again by policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Virtual, charged and real time: who moves it, when, and what is done before it moves (issue 2, 7)."""
+"""Virtual, charged and real time: who moves it, when, and what is done before it moves."""
 
 from __future__ import annotations
 

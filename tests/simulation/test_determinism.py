@@ -1,4 +1,4 @@
-"""Equal seeds give equal event hashes, in fresh processes and under any hash seed (issue 2, demand 7).
+"""Equal seeds give equal event hashes, in fresh processes and under any hash seed.
 
 ``UXK_SOAK=1`` runs the hundred repeats that the issue asks for; without it a slice of them.
 """

@@ -14,10 +14,9 @@ import msgspec
 import trio
 
 from uxk.bridges.control import Connection, error_of, peer_uid
-from uxk.core.kmsg import Record
 from uxk.errors import CapabilityError, ProtocolError, UsageError, UxkError
 from uxk.uapi import control as c
-from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow
+from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow, Record
 
 V = TypeVar("V")
 _HOSTILE: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
@@ -97,7 +96,7 @@ class ControlClient:
 
     async def dmesg(self, levels: int = 255) -> list[Record]:
         """The records held, oldest first; bit n of ``levels`` asks for level n."""
-        return records_of(await self._call(c.Dmesg, c.LogBatch, levels))
+        return list((await self._call(c.Dmesg, c.LogBatch, levels)).records)
 
     async def follow(self, levels: int = 255, *, oldest: bool = True) -> KmsgStream:
         """Records as they come, for ``async for``.  The connection is good for nothing else afterwards."""
@@ -237,14 +236,9 @@ class KmsgStream:
         batch = await self._client._next_batch()
         if batch is None:
             raise StopAsyncIteration
-        return records_of(batch), batch.lost
+        return list(batch.records), batch.lost
 
 
 def absolute(path: str | Path) -> str:
     """Where a file is, told to somebody with another working directory."""
     return str(Path(path).absolute())
-
-
-def records_of(batch: c.LogBatch) -> list[Record]:
-    """Records in the form that :mod:`uxk.core.kmsg` formats."""
-    return [Record(*msgspec.structs.astuple(record)) for record in batch.records]

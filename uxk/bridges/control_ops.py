@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
-from uxk.core.kmsg import KmsgReader, Record
+from uxk.core.kmsg import KmsgReader
 from uxk.core.tree import Stat, Tree
 from uxk.errors import ParamError, UsageError
 from uxk.kernel.kernel import Kernel
 from uxk.uapi import control as c
+from uxk.uapi.info import Record
 
 BATCH_MAX: Final = 128
 """Records in one value of a stream: bounds what a slow client makes the kernel keep."""
@@ -70,22 +71,18 @@ def _look(kernel: Kernel, request: c.Request) -> object:
 
 
 def note_input(kernel: Kernel, request: c.Request) -> None:
-    """What enters from outside is part of the run, at the instant when it entered (DESIGN.md section 6)."""
+    """What enters from outside is part of the run, at the instant when it entered."""
     kernel.machine.refresh()
     kernel.machine.note("control", 0, msgspec.msgpack.encode(msgspec.structs.replace(request, cid=0)))
 
 
 def batch_of(reader: KmsgReader, levels: int, at_most: int = BATCH_MAX) -> c.LogBatch:
     """The next records of the levels in the mask, and what was lost since the last batch."""
-    lost_before, records = reader.lost, list[c.LogRecord]()
+    lost_before, records = reader.lost, list[Record]()
     while len(records) < at_most and (record := reader.read()) is not None:
         if levels >> record.level & 1:
-            records.append(_log_record(record))
+            records.append(record)
     return c.LogBatch(tuple(records), reader.lost - lost_before)
-
-
-def _log_record(record: Record) -> c.LogRecord:
-    return c.LogRecord(*msgspec.structs.astuple(record))
 
 
 def entry_of(tree: Tree, path: str) -> c.TreeEntry:

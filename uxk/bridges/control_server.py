@@ -30,7 +30,7 @@ HELLO_TIMEOUT_S: Final = 10
 BURST: Final = 64
 PAUSE_S: Final = 0.001
 """After this many requests and connections, all clients together pause for so long.  The kernel moves on only when
-no task can run (DESIGN.md section 6): clients that never stop asking must not keep it from that."""
+no task can run: clients that never stop asking must not keep it from that."""
 LOG_BURST: Final = 8
 
 Link: TypeAlias = Connection[c.ToKernel]

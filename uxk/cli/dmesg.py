@@ -11,7 +11,7 @@ from uxk.errors import UsageError
 
 if TYPE_CHECKING:
     from uxk.bridges.control_client import ControlClient
-    from uxk.core.kmsg import Record
+    from uxk.uapi.info import Record
 
 ALL_LEVELS = 255
 

@@ -23,8 +23,8 @@ from uxk.cli.common import (
 from uxk.errors import ModuleError, UsageError
 
 if TYPE_CHECKING:
-    from uxk.core.kmsg import Record
     from uxk.scenario.results import Result
+    from uxk.uapi.info import Record
 
 SEEDS_MAX: Final = 100_000
 """Seeds of one command."""

@@ -2,7 +2,7 @@
 
 Decoding is strict and never raises on what a peer wrote.  A frame with a bad entry is read again entry by
 entry (``msgspec.Raw``): good ones pass, bad ones whose command id can be read are reported with it, the rest
-is only counted (DESIGN.md section 5).
+is only counted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The event hash: one digest over everything that crossed the boundary and everything the kernel decided.
 
-Equal seeds give equal hashes (DESIGN.md section 6).  Only virtual state goes in: no CPU time, no addresses.  The
+Equal seeds give equal hashes.  Only virtual state goes in: no CPU time, no addresses.  The
 events on their way into the digest double as a flight recorder: the last few hundred can be looked at.
 """
 

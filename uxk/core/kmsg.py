@@ -16,6 +16,7 @@ import msgspec
 from uxk import limits
 from uxk.core.waitlist import WaitList
 from uxk.errors import UsageError
+from uxk.uapi.info import Record
 
 LEVELS: Final = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 """Names of the levels 0 to 7 (include/linux/kern_levels.h)."""
@@ -30,23 +31,6 @@ FIELD_VALUE_MAX_BYTES: Final = 256
 
 _ALIASES: Final = {"panic": EMERG, "error": ERR, "warn": WARNING}
 Start: TypeAlias = int | Literal["oldest", "now"] | None
-
-
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One record; ``time_ns`` is kernel time.  Do not change ``fields``."""
-
-    seq: int
-    time_ns: int
-    level: int
-    facility: int
-    source: str
-    text: str
-    fields: dict[str, str | int]
-
-    @property
-    def prefix(self) -> int:
-        """Facility and level in one number, as syslog has them."""
-        return self.facility << 3 | self.level
 
 
 class KmsgStatistics(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from uxk import limits
-from uxk.core.params import describe_params, format_param
+from uxk.core.params import describe_params, expected_text, format_param
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ManifestError, ParamError
 from uxk.uapi.manifest import Budget, Ioctl, Manifest, Params, RestartPolicy, Softdep, Watchdog
@@ -180,7 +180,7 @@ def _params(manifest: Manifest) -> Iterator[str]:
         elif info.unit and "int" not in re.findall(r"\w+", info.type_text):
             yield f"parameter {info.name!r}: unit {info.unit!r} needs an int, not {info.type_text}"
         if not field.required and not _is_valid_default(field):
-            yield f"parameter {info.name!r}: its default {info.default_text} is not {info.expected}"
+            yield f"parameter {info.name!r}: its default {info.default_text} is not {expected_text(info)}"
 
 
 def _is_valid_default(field: msgspec.structs.FieldInfo) -> bool:

@@ -19,6 +19,7 @@ from msgspec import inspect as mi
 from uxk import limits
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ParamError
+from uxk.uapi.info import Parameter
 from uxk.uapi.manifest import Params
 
 P = TypeVar("P", bound=Params)
@@ -45,26 +46,13 @@ _INVALID: Final = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, R
 _SEQUENCES: Final = (mi.ListType, mi.VarTupleType, mi.SetType, mi.FrozenSetType)
 
 
-class ParamInfo(NamedTuple):
-    """A parameter as ``modinfo`` shows it."""
-
-    name: str
-    type_text: str
-    default_text: str
-    """``"required"`` if there is none."""
-    help: str
-    unit: str
-    writable: bool
-    constraint_text: str
-
-    @property
-    def expected(self) -> str:
-        """Type, constraints and unit in one phrase, for messages."""
-        return f"{self.type_text} {self.constraint_text}".rstrip() + _EXAMPLE.get(self.unit, "")
+def expected_text(info: Parameter) -> str:
+    """Type, constraints and unit in one phrase, for messages."""
+    return f"{info.type_text} {info.constraint_text}".rstrip() + _EXAMPLE.get(info.unit, "")
 
 
 class _Spec(NamedTuple):
-    info: ParamInfo
+    info: Parameter
     field: msgspec.structs.FieldInfo
     type: mi.Type
     """Without annotations; a union with None stays a union."""
@@ -105,7 +93,7 @@ def with_param(module: str, params: P, name: str, text: str) -> P:
     return _build(module, type(params), specs, given)
 
 
-def describe_params(cls: type[Params]) -> list[ParamInfo]:
+def describe_params(cls: type[Params]) -> list[Parameter]:
     """Every parameter in declared order; :class:`ParamError` if ``cls`` cannot be inspected."""
     return [spec.info for spec in _specs(cls.__name__, cls).values()]
 
@@ -197,7 +185,7 @@ def _spec(field: msgspec.structs.FieldInfo) -> _Spec:
     constraint = _constraint_text(inner)
     writable = bool(extra.get("writable"))
     text = _type_text(info)
-    shown = ParamInfo(field.name, text, default, help_text, unit, writable, constraint)
+    shown = Parameter(field.name, text, default, help_text, unit, writable, constraint)
     return _Spec(shown, field, info)
 
 
@@ -304,7 +292,7 @@ def _choices(info: mi.LiteralType | mi.EnumType) -> dict[str, object]:
 def _build(module: str, cls: type[P], specs: Mapping[str, _Spec], given: Mapping[str, object]) -> P:
     for name, spec in specs.items():
         if name not in given and spec.field.required:
-            expected = spec.info.expected
+            expected = expected_text(spec.info)
             raise ParamError(f"{module}: parameter {name} is required; expected {expected}")
     try:
         return cls(**given)
@@ -316,7 +304,7 @@ def _build(module: str, cls: type[P], specs: Mapping[str, _Spec], given: Mapping
 def _refusal(module: str, spec: _Spec, value: object, reason: str) -> ParamError:
     because = f"{reason}; " if reason else ""
     info = spec.info
-    return ParamError(f"{module}: {info.name}={_shown(value)}: {because}expected {info.expected}")
+    return ParamError(f"{module}: {info.name}={_shown(value)}: {because}expected {expected_text(info)}")
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The wait-for graph: everything that waits, and for whom (DESIGN.md section 1; Linux: lockdep).
+"""The wait-for graph: everything that waits, and for whom (Linux: lockdep).
 
 A waiter needs *all* that it waits for (a writer waits for every reader), so a cycle is a deadlock.  A wait for
 any one of several is one wait for a node that stands for them.

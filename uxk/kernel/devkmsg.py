@@ -7,11 +7,12 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from uxk import limits
-from uxk.core.kmsg import DEBUG, FACILITY_USER, Record, Start, format_dev_kmsg
+from uxk.core.kmsg import DEBUG, FACILITY_USER, Start, format_dev_kmsg
 from uxk.core.ratelimit import RateLimit
 from uxk.errors import TreeError, UsageError
 from uxk.kernel.chardev import POLLIN, POLLOUT
 from uxk.kernel.machine import Machine
+from uxk.uapi.info import Record
 
 if TYPE_CHECKING:
     from uxk.kernel.dispatcher import Dispatcher

@@ -1,4 +1,4 @@
-"""One Trio task that runs the kernel: run queue, event heap, time (DESIGN.md section 5 and 6).
+"""One Trio task that runs the kernel: run queue, event heap, time.
 
 Virtual time moves only while somebody waits for it through a :class:`Goal`; it advances when no instance is
 runnable and no Trio task that the kernel woke is still at work.

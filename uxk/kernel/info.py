@@ -10,7 +10,7 @@ from uxk.core.params import describe_params
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.catalog import Catalog, ExtensionClass, description
 from uxk.kernel.views import footprint_bytes
-from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow, Parameter
+from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow
 
 
 def loaded_rows(agents: Iterable[KernelAgent]) -> list[ModuleRow]:
@@ -51,7 +51,7 @@ def module_info(cls: ExtensionClass) -> ModuleInfo:
         depends=manifest.depends, softdep=softdep, capabilities=manifest.capabilities,
         placement=manifest.placement, memory_bytes=manifest.budget.memory_bytes,
         queue_depth=manifest.budget.queue_depth,
-        parameters=tuple(Parameter(*info) for info in describe_params(manifest.params)),
+        parameters=tuple(describe_params(manifest.params)),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def footprint_bytes(agent: KernelAgent) -> int:
 
 
 def _counter(name: str) -> Attribute:
-    # Host time differs from run to run: people may read it, actors may not (DESIGN.md section 6).
+    # Host time differs from run to run: people may read it, actors may not.
     mode = 0o400 if name == "cpu_ns" else 0o444
     return Attribute(name, show=lambda agent: str(getattr(agent.account, name)), mode=mode)
 

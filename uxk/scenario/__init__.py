@@ -1,4 +1,4 @@
-"""Scenarios: modules, workloads, faults, an end, checks and invariants, as data (issue 2, demand 13).
+"""Scenarios: modules, workloads, faults, an end, checks and invariants, as data.
 
 Write one in TOML and run it with ``uxk run FILE``, or in Python as :class:`Scenario` and :func:`run` it.
 """

@@ -12,11 +12,12 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from uxk.core.kmsg import Record, format_dmesg
+from uxk.core.kmsg import format_dmesg
 from uxk.errors import ConfigError, UsageError
 from uxk.limits import I64_MAX
 from uxk.scenario.model import Scenario
 from uxk.scenario.results import Result
+from uxk.uapi.info import Record
 
 if TYPE_CHECKING:
     from uxk.scenario.run import Runner

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
-from uxk.core.kmsg import FACILITY_KERNEL, Record
+from uxk.core.kmsg import FACILITY_KERNEL
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, UsageError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.kernel import Kernel
 from uxk.scenario.workload import Generator
+from uxk.uapi.info import Record
 
 STALL_NS: Final = 120_000_000_000
 """Virtual time without any event while requests are open: nothing will come any more."""
@@ -161,7 +162,7 @@ INVARIANTS: Final[dict[str, Invariant]] = {
     "data-intact": Invariant(_data_intact, _data_intact),
     "progress": Invariant(_progress, _progress),
 }
-"""By name.  The law of non-blocking is DESIGN.md section 1."""
+"""By name.  The law of non-blocking: docs/ARCHITECTURE.md."""
 
 
 def register_invariant(name: str, *, during: Rule = _holds, after: Rule = _holds) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import trio
 
-from uxk.core.kmsg import Record
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, KernelBug, Stalled
 from uxk.faults.plan import FaultPlan
@@ -25,6 +24,7 @@ from uxk.scenario.model import Scenario
 from uxk.scenario.read import with_options
 from uxk.scenario.results import Result, Verdict, check_path, judge, kernel_figures, module_figures
 from uxk.scenario.workload import Generator
+from uxk.uapi.info import Record
 
 
 def run(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 from msgspec import Meta, Struct, field
 
 from uxk.uapi.entries import U31, U63, Entry, Name, Path, Value
+from uxk.uapi.info import Record
 
 VERSION: Final = 1
 """Version of the protocol that this file describes."""
@@ -199,22 +200,10 @@ ToClient: TypeAlias = Welcome | Part | End | Failure
 # --- values -------------------------------------------------------------------------------------------
 
 
-class LogRecord(Struct, frozen=True):
-    """One kmsg record; ``time_ns`` is kernel time."""
-
-    seq: int
-    time_ns: int
-    level: int
-    facility: int
-    source: str
-    text: str
-    fields: dict[str, str | int]
-
-
 class LogBatch(Struct, frozen=True):
     """Records, oldest first, and how many were overwritten before this client read them."""
 
-    records: tuple[LogRecord, ...]
+    records: tuple[Record, ...]
     lost: int = 0
 
 

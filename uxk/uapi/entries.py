@@ -1,6 +1,6 @@
 """Submission and completion entries: the only things that cross the boundary.
 
-Two queue pairs per instance (DESIGN.md section 5).  *Down*: the kernel submits (:data:`Down`), the extension
+Two queue pairs per instance.  *Down*: the kernel submits (:data:`Down`), the extension
 completes (:data:`DownReply`).  *Up*: the extension submits (:data:`Up`), the kernel completes
 (:class:`Completion`).  Entries are msgspec arrays with an integer tag first and, where an answer is due, the
 command id second, so that the id of a damaged entry can often still be read.

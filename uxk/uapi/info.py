@@ -1,4 +1,4 @@
-"""What lsmod, modinfo and depmod tell, as data: the same for the API, the control socket and ``--json``."""
+"""What lsmod, modinfo, depmod and dmesg tell, as data: the same for the API, the control socket and ``--json``."""
 
 from __future__ import annotations
 
@@ -55,3 +55,20 @@ class Dependencies(Struct, frozen=True):
     modules_dep: str
     modules_alias: str
     problems: tuple[str, ...]
+
+
+class Record(Struct, frozen=True, gc=False):
+    """One record; ``time_ns`` is kernel time.  Do not change ``fields``."""
+
+    seq: int
+    time_ns: int
+    level: int
+    facility: int
+    source: str
+    text: str
+    fields: dict[str, str | int]
+
+    @property
+    def prefix(self) -> int:
+        """Facility and level in one number, as syslog has them."""
+        return self.facility << 3 | self.level

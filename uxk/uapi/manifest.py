@@ -1,4 +1,4 @@
-"""The manifest: everything that tells one extension from another, as data (DESIGN.md section 4)."""
+"""The manifest: everything that tells one extension from another, as data."""
 
 from __future__ import annotations
 
