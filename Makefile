@@ -10,8 +10,7 @@ CLEAN := build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := $(wildcard uxk drivers extensions examples bench)
-TYPED := $(wildcard uxk drivers extensions examples bench)
+SOURCES := uxk drivers extensions examples bench
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -27,8 +26,8 @@ test: $(VENV)/.test  ## all tests but the long ones; PYTEST="-n 0 -k ring" narro
 lint: $(VENV)/.lint  ## ruff, mypy --strict, pyright
 	$(BIN)/ruff check $(SOURCES) tests
 	$(BIN)/ruff format --check $(SOURCES) tests
-	$(BIN)/mypy --strict $(TYPED)
-	$(BIN)/pyright --warnings --pythonpath $(BIN)/python $(TYPED)
+	$(BIN)/mypy --strict $(SOURCES)
+	$(BIN)/pyright --warnings --pythonpath $(BIN)/python $(SOURCES)
 
 format: $(VENV)/.lint  ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix $(SOURCES) tests

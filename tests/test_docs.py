@@ -494,11 +494,20 @@ def attribute_text(attribute: Attribute) -> str:
     return code(attribute.name) + ("" if attribute.mode & 0o004 else f" ({attribute.mode:04o})")
 
 
+WHEN = {
+    ("GOING", "DIE"): "It died on its way out, which changes nothing.",
+}
+"""Moves that the event's own words do not fit, by state and event."""
+
+
 def states_table() -> str:
     """The life of an instance: from state and event to state."""
     moves = [(state, event, after) for state, row_ in TRANSITIONS.items() for event, after in row_.items()]
+    words = {(state.name, event.name): docs_of_enum(type(event))[event.name] for state, event, _ in moves}
+    assert WHEN.keys() <= words.keys(), "words for a move that the table does not have"
+    words |= WHEN
     return table("state / event / next state / when", (
-        row(code(state.name), code(event.name), code(after.name), plain(docs_of_enum(type(event))[event.name]))
+        row(code(state.name), code(event.name), code(after.name), plain(words[state.name, event.name]))
         for state, event, after in moves
     ))  # fmt: skip
 

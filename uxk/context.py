@@ -29,9 +29,10 @@ _Completion = e.Completion
 class Reply:
     """The answer to a command, when it comes.  ``await`` it, or give it a callback."""
 
-    __slots__ = ("_event", "_then", "_what", "completion")
+    __slots__ = ("_entry", "_event", "_then", "_what", "completion")
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, entry: e.Entry) -> None:
+        self._entry = entry
         self.completion: e.Completion | None = None
         self._then: Callable[[e.Completion], object] | None = None
         self._event: trio.Event | None = None
@@ -54,6 +55,8 @@ class Reply:
 
     async def _wait(self) -> e.Completion:
         if self.completion is None:
+            if isinstance(self._entry, e.Submit):
+                self._entry.wait = True  # the wait-for graph should know, if the entry has not left yet
             if self._event is None:
                 self._event = trio.Event()
             await self._event.wait()
@@ -135,7 +138,7 @@ class Context:
                 await self._inbox_event.wait()
             batch, self._inbox = self._inbox, []
             requests = [entry for entry in batch if isinstance(entry, e.Request)]
-            self._replies.extend(e.Pong(entry.number) for entry in batch if isinstance(entry, e.Ping))
+            self._replies += [e.Pong(entry.number) for entry in batch if isinstance(entry, e.Ping)]
             self._note_output()
             if requests:
                 return requests
@@ -151,7 +154,17 @@ class Context:
         if len(self._up) >= self._depth:
             raise RingFull(f"{self.name}: up queue of {self._depth} entries is full in this turn")
         self._up.append(entry)
+        if self._inbox:
+            self._answer_pings()
         self._note_output()
+
+    def _answer_pings(self) -> None:
+        """A ``run`` that calls its context is alive, whether or not it serves batches."""
+        pings = [entry for entry in self._inbox if isinstance(entry, e.Ping)]
+        if pings:
+            self._inbox = [entry for entry in self._inbox if not isinstance(entry, e.Ping)]
+            self._replies += [e.Pong(ping.number) for ping in pings]
+            self._note_output()
 
     def _say_last(self, entry: e.SetAttribute | e.SetPoll) -> None:
         """Stages ``entry`` in place of an earlier one of this turn on the same name: only the last value counts.
@@ -172,7 +185,7 @@ class Context:
         self._cid += 1
         entry = make(self._cid)
         self.stage(entry)
-        reply = self._pending[self._cid] = Reply(f"{self.name}: {type(entry).__name__}")
+        reply = self._pending[self._cid] = Reply(f"{self.name}: {type(entry).__name__}", entry)
         return reply
 
     def write_raw(self, frame: bytes, count: int = 1, *, up: bool = False) -> None:
@@ -240,8 +253,10 @@ class Context:
         """Sleeps in the kernel's time."""
         event = trio.Event()
         timer = self.call_later_ns(delay_ns, lambda _: event.set(), daemon=daemon)
+        self._answer_pings()
         try:
             await event.wait()
+            self._answer_pings()
         finally:
             if not event.is_set():
                 self.cancel_timer(timer)

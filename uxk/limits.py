@@ -1,6 +1,7 @@
-"""Every bound of the kernel, with its reason.
+"""The bounds that several files or users of the kernel need, each with its reason.
 
-A bound that is not here does not exist; a structure without a bound is a defect.
+A bound that only one file knows stands at that file's head, with its reason.  A structure without a bound is a
+defect.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ TURNS_PER_INSTANT_MAX: Final = 1_000_000
 
 READY_TIMEOUT_NS_DEFAULT: Final = 5_000_000_000
 REQUEST_TIMEOUT_NS_DEFAULT: Final = 30_000_000_000
-"""Deadline of a request handed to a driver (Linux: BLK_DEFAULT_SG_TIMEOUT region, 30 s)."""
+"""Deadline of a request handed to a driver (Linux: 30 s, SD_TIMEOUT in drivers/scsi/sd.h and the default
+of ``q->rq_timeout`` in block/blk-mq.c)."""
 LEASE_NS_DEFAULT: Final = 1_000_000_000
 HINTS_PER_SECOND_DEFAULT: Final = 1000
 PPM: Final = 1_000_000

@@ -6,6 +6,7 @@ Callbacks are plain methods, called by the kernel's dispatcher with batches (the
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 from weakref import WeakValueDictionary
@@ -50,7 +51,7 @@ class Extension(Generic[P]):
     def on_batch(self, ctx: Context, requests: Sequence[Request]) -> None:
         """Requests in the order of their submission; complete each, now or later, in any order."""
         for request in requests:
-            ctx.fail(request, 95)  # EOPNOTSUPP
+            ctx.fail(request, errno.EOPNOTSUPP)
 
     def on_event(self, ctx: Context, event: Event) -> None:
         """News: ``store`` and ``param`` (written attributes), ``device_add``, ``device_remove``, ``kmsg``, ..."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,6 +100,27 @@ def test_a_batch_is_split_by_events_and_kept_in_order() -> None:
     )
     actor.turn(0, down(e.Request(1), e.Request(2), e.Event("a"), e.Ping(9), e.Request(3)), [])
     assert heard == [[1, 2], "a", [3]]
+
+
+@pytest.mark.parametrize(
+    ("payloads", "answers"),
+    [((), [b"", b""]), ((b"a", b"b"), [b"a", b"b"]), (iter([b"a", b"b"]), [b"a", b"b"])],
+    ids=["none", "one each", "an iterator"],
+)
+def test_a_batch_is_answered_at_once(payloads: Iterable[bytes], answers: list[bytes]) -> None:
+    actor = made(on_batch=lambda self, ctx, requests: ctx.complete_batch(requests, payloads))
+    output = actor.turn(0, down(e.Request(1), e.Request(2)), [])
+    assert actor.crash is None
+    done = [e.Completion(*entry[1:]) for entry in replies(output)]
+    assert done == [e.Completion(cid, 0, 0, payload) for cid, payload in enumerate(answers, 1)]
+
+
+@pytest.mark.parametrize("payloads", [[b"a"], [b"a"] * 3], ids=len)
+def test_a_batch_answered_with_another_number_of_payloads_is_an_error(payloads: list[bytes]) -> None:
+    actor = made(on_batch=lambda self, ctx, requests: ctx.complete_batch(requests, payloads))
+    output = actor.turn(0, down(e.Request(1), e.Request(2)), [])
+    assert actor.crash is not None and actor.crash.kind == "ValueError"
+    assert replies(output) == [], "none of them is answered"
 
 
 def test_pings_are_answered_by_the_runtime() -> None:

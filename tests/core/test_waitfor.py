@@ -68,7 +68,6 @@ def test_a_writer_that_waits_for_two_readers_deadlocks_with_either() -> None:
     assert [edge.holder for edge in graph.waiting_for(A)] == [B, C]
     (found,) = graph.add(C, A, "queue slot", 2)
     assert [edge.waiter for edge in found.edges] == [C, A]
-    assert [edge.waiter for edge in graph.waited_for_by(C)] == [A]
 
 
 def test_the_kernel_may_wait_for_an_extension_but_not_to_decide() -> None:
@@ -245,7 +244,6 @@ class GraphMachine(RuleBasedStateMachine):
         assert {self._key(edge): edge.count for edge in self.graph.edges()} == self.counts
         for node in NODES:
             assert [self._key(e) for e in self.graph.waiting_for(node)] == [k for k in self.counts if k[0] == node]
-            assert [self._key(e) for e in self.graph.waited_for_by(node)] == [k for k in self.counts if k[1] == node]
 
 
 TestGraph = GraphMachine.TestCase

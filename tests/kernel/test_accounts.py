@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -494,3 +495,53 @@ async def test_capabilities_held_are_counted_exactly() -> None:
         assert same()
         assert (await ask(kernel, ctx.free(memory))).status == 0
         assert same()
+
+
+async def test_an_extension_cannot_use_up_the_kernels_complaints_of_it() -> None:
+    class Loud(uxk.Extension):
+        manifest = uxk.Manifest(name="acc_loud", budget=uxk.Budget(memory_bytes=4096, log_burst=10))
+
+        def setup(self, ctx: uxk.Context) -> None:
+            for number in range(40):
+                ctx.log(f"line {number}")
+            ctx.allocate(1 << 20)
+
+    async with uxk.Kernel(seed=1) as kernel:
+        await kernel.insmod(Loud)
+        await kernel.run()
+        lines = [record.text for record in kernel.kmsg.records(source="acc_loud") if record.fields.get("errno")]
+        assert [line.split(":")[0] for line in lines] == ["EDQUOT", "EDQUOT"]
+        assert "more than 10 log lines" in lines[0] and "bytes of memory" in lines[1]
+
+
+async def test_setup_run_and_farewell_are_on_the_account() -> None:
+    def burn() -> None:
+        deadline_ns = time.perf_counter_ns() + 2_000_000
+        while time.perf_counter_ns() < deadline_ns:
+            pass
+
+    class Busy(uxk.Extension):
+        manifest = uxk.Manifest(name="acc_busy")
+
+        def setup(self, ctx: uxk.Context) -> None:
+            burn()
+
+        async def run(self, ctx: uxk.Context) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.child)
+
+        async def child(self) -> None:
+            burn()
+            await trio.lowlevel.checkpoint()
+            burn()
+
+        def on_stop(self, ctx: uxk.Context, reason: str) -> None:
+            burn()
+
+    async with uxk.Kernel(seed=1) as kernel:
+        module = await kernel.insmod(Busy)
+        assert module.account.cpu_ns >= 2_000_000
+        await kernel.run()
+        assert module.account.cpu_ns >= 6_000_000
+        await kernel.rmmod("acc_busy")
+        assert module.account.cpu_ns >= 8_000_000

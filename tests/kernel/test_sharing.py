@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from typing import ClassVar
@@ -281,3 +282,68 @@ async def test_reading_rights_do_not_publish() -> None:
         cap = (await ask(kernel, one.open("snapshot", "map", uxk.Rights.READ))).result
         assert (await ask(kernel, one.publish(cap, b"x"))).status == errno.EACCES
         assert (await ask(kernel, one.acquire(cap))).status == errno.EACCES
+
+
+async def test_what_was_published_is_on_the_budget_and_goes_with_its_writer() -> None:
+    class Writer(uxk.Extension):
+        manifest = uxk.Manifest(
+            name="writer", capabilities=("snapshot:map*:read,write",), budget=uxk.Budget(memory_bytes=4096)
+        )
+        ctx: uxk.Context
+
+        async def run(self, ctx: uxk.Context) -> None:
+            type(self).ctx = ctx
+            await trio.sleep_forever()
+
+    class Reader(uxk.Extension):
+        manifest = uxk.Manifest(name="reader", capabilities=("snapshot:map*:read",))
+        ctx: uxk.Context
+
+        async def run(self, ctx: uxk.Context) -> None:
+            type(self).ctx = ctx
+            await trio.sleep_forever()
+
+    async with uxk.Kernel(seed=1) as kernel:
+        module = await kernel.insmod(Writer)
+        await kernel.insmod(Reader)
+        await kernel.run()
+        writer, reader = Writer.ctx, Reader.ctx
+        caps = [(await ask(kernel, writer.open("snapshot", f"map{i}", uxk.Rights.WRITE))).result for i in range(2)]
+        assert (await ask(kernel, writer.publish(caps[0], b"x" * 3000))).status == 0
+        assert (await ask(kernel, writer.publish(caps[0], b"x" * 4000))).status == 0  # in place of the first
+        assert (await ask(kernel, writer.publish(caps[1], b"x" * 97))).status == errno.EDQUOT
+        assert module.account.snapshot_bytes == 4000
+        cap = (await ask(kernel, reader.open("snapshot", "map0", uxk.Rights.READ))).result
+        pinned = await ask(kernel, reader.pin(cap))
+        await kernel.rmmod("writer")
+        assert module.account.holdings() == {} and len(kernel.machine.snapshots) == 1  # somebody reads it still
+        assert (await ask(kernel, reader.unpin(cap, pinned.result))).status == 0
+        assert len(kernel.machine.snapshots) == 0
+
+
+async def test_who_awaits_a_request_waits_for_its_driver_and_a_circle_is_told() -> None:
+    class Peer(uxk.Extension):
+        """Answers a request only when its own request to the other is answered."""
+
+        manifest = uxk.Manifest(
+            name="peer", capabilities=("device:peer_*:submit",), watchdog=uxk.Watchdog(request_timeout_ns=1000)
+        )
+
+        async def run(self, ctx: uxk.Context) -> None:
+            async for requests in ctx.batches():
+                other = "peer_b" if ctx.name == "peer_a" else "peer_a"
+                cap = (await ctx.open_device(other)).result
+                with contextlib.suppress(uxk.RequestError):
+                    await ctx.submit(cap)
+                for request in requests:
+                    ctx.complete(request)
+
+    async with uxk.Kernel(seed=1) as kernel:
+        one = await kernel.insmod(Peer, instance="peer_a")
+        await kernel.insmod(Peer, instance="peer_b")
+        await one.submit(check=False)
+        told = [record.text for record in kernel.kmsg.records() if record.fields.get("finding") == "cycle"]
+        assert any("peer_a waits for request" in line for line in told), told
+        assert any("peer_b waits for request" in line for line in told), told
+        await kernel.run()
+        assert kernel.machine.waits.edges() == []

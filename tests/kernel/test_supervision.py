@@ -617,3 +617,20 @@ async def test_many_crashes_do_not_grow_anything() -> None:
             ))  # fmt: skip
             await kernel.sleep_ns(200 * MS)
         assert len(set(sizes[1:])) == 1, sizes
+
+
+async def test_a_run_that_calls_its_context_is_alive_without_serving_batches() -> None:
+    class Ticker(uxk.Extension):
+        manifest = uxk.Manifest(name="sup_ticker", watchdog=uxk.Watchdog(heartbeat_ns=1000))
+
+        async def run(self, ctx: uxk.Context) -> None:
+            for _ in range(30):
+                await ctx.sleep_ns(500)
+            await trio.sleep_forever()
+
+    async with uxk.Kernel(seed=1) as kernel:
+        module = await kernel.insmod(Ticker)
+        await kernel.run_until_ns(15_000)
+        assert module.account.faults == 0
+        await kernel.run_until_ns(30_000)  # by now it has been silent for long
+        assert module.account.faults >= 1

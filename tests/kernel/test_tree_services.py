@@ -325,3 +325,12 @@ async def test_following_without_the_capability_is_eacces() -> None:
         await kernel.insmod(Nosy)
         await kernel.run()
         assert Nosy.got == [errno.EACCES]
+
+
+async def test_the_kernels_own_settings_take_effect() -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        assert kernel.sysfs.listdir("/proc/sys/kernel") == ["lock_lease_ns", "turns_per_instant_max"]
+        kernel.sysfs.write("/proc/sys/kernel/turns_per_instant_max", "77")
+        assert kernel.dispatcher.turns_per_instant_max == 77
+        with pytest.raises(uxk.UxkError, match="turns_per_instant_max"):
+            kernel.sysfs.write("/proc/sys/kernel/turns_per_instant_max", "0")

@@ -1,10 +1,15 @@
-"""``uxk run``: scenarios.  Exit codes: 0 good, 1 a check failed, 2 usage, 3 an invariant broken."""
+"""``uxk run``: scenarios.  Exit codes: 0 good, 1 a check failed, 2 usage, 3 an invariant broken.
+
+1 is also for a workload with a ``count`` that stopped early because its device was gone, unless a check of the
+scenario names that workload's ``issued``, ``refused`` or ``failed``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -97,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     progress = _Progress(scenario.until) if sys.stderr.isatty() and not args.verbose else None
     first = scenario.seed if args.seed is None else args.seed
     settings: dict[str, Any] = {
-        "options": _options(args.option), "text": text, "costs": args.costs, "out": args.out,
+        "options": _options(args.option), "text": text, "where": args.scenario, "costs": args.costs, "out": args.out,
         "on_record": _printer() if args.verbose else None, "on_progress": progress,
     }  # fmt: skip
     try:
@@ -109,7 +114,7 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         if progress is not None:
             progress.clear()
-    _print(results, args.json)
+    _print(results, args.json, args.out)
     return max(result.exit_code for result in results)
 
 
@@ -123,7 +128,7 @@ def _options(words: list[str]) -> dict[str, str]:
     return options
 
 
-def _print(results: list[Result], json: bool) -> None:
+def _print(results: list[Result], json: bool, out: str | None) -> None:
     if json:
         for result in results:
             print_json(result.to_dict())
@@ -132,10 +137,19 @@ def _print(results: list[Result], json: bool) -> None:
         print(results[0].report())
         return
     for result in results:
-        wrong = [v.what for v in (*result.checks, *result.invariants) if not v.good]
-        verdict = "✘ " + ", ".join(wrong) if wrong else "✔"
-        print(f"seed {result.seed}: hash {result.event_hash} {verdict}")
+        print(f"seed {result.seed}: hash {result.event_hash} {_summary(result, out)}")
     print(f"{sum(result.ok for result in results)} of {len(results)} runs good")
+
+
+def _summary(result: Result, out: str | None) -> str:
+    """``✔``, or why a run was not good and the folder to look at."""
+    if result.ok:
+        return "✔"
+    wrong = [f"{v.what} ({v.seen})" if v.seen else v.what for v in (*result.checks, *result.invariants) if not v.good]
+    stopped = tuple(f"{name}: " for name in result.unfinished)
+    wrong += [note for note in result.notes if stopped and note.startswith(stopped)]
+    folder = f"; see {Path(out) / f'seed-{result.seed}'}" if out else ""
+    return clean("✘ " + ", ".join(wrong) + folder)
 
 
 def _printer() -> Callable[[Record], None]:

@@ -20,7 +20,7 @@ _COUNTED: Final = (
     "throttled", "hints", "log_lines", "log_suppressed", "faults", "restarts", "deferred",
 )  # fmt: skip
 _FROM_RINGS: Final = ("messages_in", "messages_out", "bytes_in", "bytes_out", "batches_in", "batches_out", "charged_ns")
-_HELD: Final = ("arena_bytes", "queue_slots", "locks", "pins", "devices", "files")
+_HELD: Final = ("arena_bytes", "snapshot_bytes", "queue_slots", "locks", "pins", "devices", "files")
 
 COUNTERS: Final = (*_COUNTED, *_FROM_RINGS)
 """Totals that only grow.  *in* is what the extension received, *out* what it sent."""
@@ -40,7 +40,9 @@ class Account:
         self.requests = self.completed = self.failed = self.timeouts = self.submitted = 0
         self.crossings = self.turns = self.cpu_ns = self.declared_ns = self.throttled = self.hints = 0
         self.log_lines = self.log_suppressed = self.faults = self.restarts = self.deferred = 0
-        self.arena_bytes = self.queue_slots = self.locks = self.pins = self.devices = self.files = 0
+        self.arena_bytes = self.snapshot_bytes = self.queue_slots = self.locks = self.pins = self.devices = (
+            self.files
+        ) = 0
         self.arena_bytes_max = 0
         self.latency = Histogram()
         self.rejects: dict[str, int] = {}

@@ -193,14 +193,6 @@ class Arena:
             raise UsageError(f"arena: array of {count} items of {kind!r}, expected plain data")
         return np.frombuffer(self.view(offset, count * kind.itemsize, writable), dtype=kind)
 
-    def held_bytes(self, owner: InstanceId) -> int:
-        """What an owner holds; without what it has freed."""
-        return sum(self._owned.get(owner, {}).values())
-
-    def regions_of(self, owner: InstanceId) -> list[Region]:
-        """The regions of an owner, oldest first."""
-        return [Region(offset, length) for offset, length in self._owned.get(owner, {}).items()]
-
     def holes(self) -> list[Region]:
         """The free ranges, by address; no two of them touch."""
         return [Region(offset, length) for offset, length in zip(self._holes, self._hole_bytes, strict=True)]

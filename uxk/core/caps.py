@@ -218,6 +218,11 @@ class CapTable:
         """What an instance holds, oldest first."""
         return list(self._by_holder.get(holder, {}).values())
 
+    def holders(self, kind: str, target: str) -> list[InstanceId]:
+        """Who has opened exactly this target: holders of derived capabilities, in order."""
+        found = self._by_target.get((kind, target), {}).values()
+        return list(dict.fromkeys(each.holder for each in found if each.depth))
+
     def count(self, holder: InstanceId) -> int:
         """How many an instance holds."""
         return len(self._by_holder.get(holder, ()))

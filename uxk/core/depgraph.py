@@ -4,7 +4,7 @@ Sources: depmod(8), modprobe(8), modprobe.d(5); kmod's libkmod-module.c for the 
 dependencies. All walks use explicit stacks, so a long chain is no deep recursion, and all orders
 follow declared order or the alphabet, never a hash.
 
-**Blacklist.**  As on Linux it concerns aliases and automatic loading by bind rules only.  A module
+**Blacklist.**  As on Linux it concerns aliases only, bind rules (modalias texts) included.  A module
 named by its real name, by the user or by another module's ``depends``, loads although it is
 blacklisted.
 """
@@ -97,11 +97,6 @@ class ModuleGraph:
             raise NoSuchModule(f"{name_or_alias!r} is an alias of the blacklisted {blocked[0]}")
         hint = did_you_mean(name, (*self._manifests, *self._exact))
         raise NoSuchModule(f"no module or alias {name_or_alias!r}{hint}")
-
-    def autoload(self, properties: Mapping[str, str]) -> list[str]:
-        """Modules whose bind rules fit a device, the most specific first, not the blacklisted."""
-        names = (canonical(m.name) for m in matching(self._manifests.values(), properties))
-        return [name for name in names if name not in self._blacklist]
 
     def load_order(self, name_or_alias: str) -> list[Step]:
         """What to load, in this order, to have the module: each once, its own step included.

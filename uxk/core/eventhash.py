@@ -18,7 +18,7 @@ Sink: TypeAlias = Callable[[int, str, int, bytes], None]
 """Receives every event, for recording."""
 
 _BLOCK_EVENTS: Final = 256
-_LONG_BYTES: Final = 4096
+LONG_BYTES: Final = 4096
 """Longer data stand in the record as their digest and their beginning, which bounds its memory to 2 MiB."""
 _DIGEST_BYTES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -44,7 +44,7 @@ class EventHash:
         if self.sink is not None:
             self.sink(now_ns, kind, instance, data)
         events = self._events
-        events.append((now_ns, kind, instance, data if len(data) <= _LONG_BYTES else _shortened(data)))
+        events.append((now_ns, kind, instance, data if len(data) <= LONG_BYTES else _shortened(data)))
         if len(events) >= _BLOCK_EVENTS:
             self._hash.update(_encode(events))
             self._before, self._events = events, []
@@ -56,9 +56,12 @@ class EventHash:
         return self._hashed + len(self._events)
 
     def last(self, instance: int, most: int) -> list[HashedEvent]:
-        """The last events of an instance, oldest first, as far as they are still at hand."""
+        """The last events of an instance, oldest first, as far as they are still at hand.
+
+        Of long data this is the beginning, :data:`LONG_BYTES` of it.
+        """
         found = [event for event in (*self._before, *self._events) if event[2] == instance]
-        return found[-most:]
+        return [(*event[:3], event[3][32:]) if len(event[3]) > LONG_BYTES else event for event in found[-most:]]
 
     def hexdigest(self) -> str:
         """Digest of everything noted so far; looking changes nothing."""
@@ -68,4 +71,4 @@ class EventHash:
 
 
 def _shortened(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest() + data[: _LONG_BYTES - 32]
+    return hashlib.sha256(data).digest() + data[:LONG_BYTES]

@@ -30,7 +30,7 @@ RIGHTS: Final = ("read", "write", "submit", "ioctl", "poll", "lock", "grant")
 """Rights words, in the order in which they are always listed."""
 DEFAULT_RIGHTS: Final = {
     "kmsg": ("read",), "sysctl": ("read",), "sysfs": ("read",), "device": ("submit",),
-    "chardev": ("read",), "lock": ("lock",), "snapshot": ("read",), "arena": ("read",),
+    "chardev": ("read",), "lock": ("lock",), "snapshot": ("read",),
     "module": ("read",), "class": ("read",),
 }  # fmt: skip
 """Known kinds, and the rights of a request that names none: the least that is of use."""

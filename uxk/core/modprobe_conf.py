@@ -122,17 +122,6 @@ def parse_options(text: str, where: str) -> dict[str, str]:
     return options
 
 
-def format_options(options: Mapping[str, str]) -> str:
-    """Text for :func:`parse_options`; :class:`ConfigError` if a value has quotes or newlines."""
-    words: list[str] = []
-    for name, value in options.items():
-        if '"' in value or _CONTROL.search(value):
-            raise ConfigError(f"option {name}: {value[:80]!r} cannot be written on a line")
-        plain = value and not re.search(r"[\s\\]", value)
-        words.append(f"{name}={value}" if plain else f'{name}="{value}"')
-    return " ".join(words)
-
-
 class _Merger:
     """Collects configurations in linear time; dicts keep order and drop duplicates."""
 

@@ -54,11 +54,6 @@ class Restarter:
         """Restarts granted altogether."""
         return self._restarts
 
-    @property
-    def consecutive(self) -> int:
-        """Restarts granted in the present row."""
-        return self._consecutive
-
     def on_exit(self, now_ns: int, crashed: bool) -> Restart | GiveUp | Stay:
         """What to do about an exit at ``now_ns``.  ``crashed`` is false for a normal end.
 

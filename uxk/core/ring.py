@@ -37,7 +37,7 @@ class Ring:
 
     __slots__ = (
         "_frames", "_head", "_mask", "_tail", "bytes", "depth", "doorbells", "entries", "frames", "full",
-        "handed", "need_wakeup", "used_max",
+        "need_wakeup", "used_max",
     )  # fmt: skip
 
     def __init__(self, depth: int, *, start: int = 0) -> None:
@@ -50,7 +50,7 @@ class Ring:
         self._head = self._tail = start & _WRAP
         self._frames: list[tuple[bytes, int] | None] | None = None
         self.need_wakeup = True
-        self.used_max = self.frames = self.entries = self.bytes = self.doorbells = self.handed = self.full = 0
+        self.used_max = self.frames = self.entries = self.bytes = self.doorbells = self.full = 0
 
     @property
     def used(self) -> int:
@@ -71,7 +71,7 @@ class Ring:
         used = ((tail - self._head) & _WRAP) + count
         if used > self.depth or count <= 0:
             self.full += 1
-            raise RingFull(f"ring of {self.depth} entries: {self.used} used, {count} more do not fit")
+            raise RingFull(f"ring of {self.depth} entries: {self.used} used, no room for the frame")
         frames = self._frames
         if frames is None:
             frames = self._frames = list(itertools.repeat(None, self.depth))
@@ -105,29 +105,21 @@ class Ring:
     def hand_over(self, frame: bytes, count: int) -> None:
         """As :meth:`push` and :meth:`pop` together, for a consumer that stands ready at an empty ring.
 
-        Wraps, counts and refuses alike; only the slot is not touched.
+        Wraps, counts and refuses alike; the slot is not touched, and no bell is rung: who stands ready is awake.
         """
         if self._head != self._tail or not 0 < count <= self.depth:
             self.full += 1
-            raise RingFull(f"ring of {self.depth} entries: {self.used} used, {count} cannot be handed over")
+            raise RingFull(f"ring of {self.depth} entries: {self.used} used, the frame cannot be handed over")
         self._head = self._tail = (self._tail + count) & _WRAP
         self.frames += 1
-        self.handed += 1
         self.entries += count
         self.bytes += len(frame)
         if count > self.used_max:
             self.used_max = count
 
-    def drain(self) -> list[tuple[bytes, int]]:
-        """All frames, oldest first."""
-        frames = []
-        while (item := self.pop()) is not None:
-            frames.append(item)
-        return frames
-
     def statistics(self) -> RingStatistics:
         """A consistent copy of the counters."""
         return RingStatistics(
             self.depth, self.used, self.used_max, self.frames, self.entries, self.bytes,
-            self.doorbells + self.handed, self.full,
+            self.doorbells, self.full,
         )  # fmt: skip

@@ -191,12 +191,6 @@ class SysctlTable:
         self._entries[name] = entry
         return entry
 
-    def unregister(self, name: str) -> None:
-        """Removes a sysctl and its file."""
-        entry = self.entry(name)
-        del self._entries[entry.spec.name]
-        self._tree.remove_attribute(*_place(entry.spec.name))
-
     def entry(self, name: str) -> SysctlEntry[Any]:
         """The registered sysctl of that name."""
         found = self._entries.get(canonical_name(name))

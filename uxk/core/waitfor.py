@@ -155,10 +155,6 @@ class WaitForGraph:
         """What ``node`` waits for, oldest first."""
         return list(self._out.get(node, {}).values())
 
-    def waited_for_by(self, node: Node) -> list[Edge]:
-        """Who waits for ``node``, oldest first."""
-        return list(self._in.get(node, {}).values())
-
     def statistics(self) -> WaitStatistics:
         """A consistent copy of the counters."""
         return WaitStatistics(

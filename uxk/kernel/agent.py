@@ -39,11 +39,12 @@ class KernelAgent:
     """One loaded instance as the kernel sees it."""
 
     __slots__ = (
-        "_last_port", "_life_timer", "_pace", "_ports", "_queued", "_wake_event", "account", "attributes", "chardevs",
-        "commands", "deps", "device_name", "devices", "extension_class", "hint_bucket", "host", "id", "incarnation",
-        "kept_regions", "kmsg_cancel", "log_limit", "machine", "manifest", "name", "node", "on_crash", "on_failed",
-        "on_live", "on_pong", "on_ready", "on_up", "params", "pings_unanswered", "queue_cap", "queues", "ready",
-        "regions", "requests", "restarter", "state", "users",
+        "_bell", "_last_port", "_life_timer", "_pace", "_ports", "_wake_event", "account", "attributes", "chardevs",
+        "commands", "complaint_limit", "deps", "device_name", "devices", "extension_class", "held_back",
+        "hint_bucket", "host", "id", "incarnation", "kept_regions", "kmsg_cancel", "log_limit", "machine",
+        "manifest", "name", "node", "on_crash", "on_exit", "on_failed", "on_live", "on_pong", "on_ready", "on_up",
+        "params", "pings_unanswered", "queue_cap", "queues", "ready", "regions", "requests", "restarter", "state",
+        "users",
     )  # fmt: skip
 
     def __init__(
@@ -63,8 +64,9 @@ class KernelAgent:
         self.state = ModuleState.UNFORMED
         self.queues = Queues(machine, instance, manifest.budget.queue_depth)
         self.queues.on_bad = self._refuse
+        self._bell = self.queues.sq
         self.account = self.queues.account
-        self.requests = RequestTable(machine, self.account, manifest, self.queues.staged, self.wake)
+        self.requests = RequestTable(machine, self.account, manifest, self.queues.staged, self.wake, self.complain)
         self.commands: set[int] = set()
         """Command ids of the extension's that wait for an answer."""
         self._pace = Pace(machine, self.account, manifest)
@@ -83,14 +85,18 @@ class KernelAgent:
         self.queue_cap = 0
         self.restarter = Restarter(manifest.restart)
         self.log_limit = RateLimit(manifest.budget.log_burst, limits.LOG_INTERVAL_NS_DEFAULT)
+        self.complaint_limit = RateLimit(limits.LOG_BURST_DEFAULT, limits.LOG_INTERVAL_NS_DEFAULT)
+        """Of what the kernel says of it: its own lines cannot use that up."""
         self.hint_bucket = TokenBucket(manifest.budget.hints_per_s, manifest.budget.hints_per_s)
         self.pings_unanswered = 0
-        self._queued = False
+        self.held_back = False
+        """Whether it waits for its turn because it is busy or has used up its share."""
         self._wake_event: tuple[int, EventId] | None = None
         self._life_timer: EventId | None = None
         self.on_up: Callable[[KernelAgent, Up], None] = _nothing
         self.on_crash: Callable[[KernelAgent, Crash], None] = _nothing
         self.on_ready: Callable[[], None] = _nothing
+        self.on_exit: Callable[[], None] = _nothing
         self.on_live: Callable[[], object] = _nothing
         self.on_failed: Callable[[Crash], object] = _nothing
         self.users: Callable[[], list[str]] = list
@@ -166,9 +172,11 @@ class KernelAgent:
         self.machine.outstanding += 1
 
     def wake(self, _: object = None) -> None:
-        """Rings the doorbell: makes the instance runnable, once."""
-        if not self._queued and self.host is not None:
-            self._queued = True
+        """Rings the doorbell, if the instance sleeps (NEED_WAKEUP): it is runnable from now on."""
+        bell = self._bell
+        if bell.need_wakeup and self.host is not None:
+            bell.need_wakeup = False
+            bell.doorbells += 1
             machine = self.machine
             machine.runnable.append(self)
             if machine.parked:
@@ -178,7 +186,8 @@ class KernelAgent:
 
     def turn(self) -> None:
         """Delivers what is staged, lets the extension run, and takes in what it says."""
-        self._queued = False
+        self._bell.need_wakeup = True
+        self.held_back = False
         host, pace = self.host, self._pace
         if host is None or (pace.limited and self._must_wait()):
             return
@@ -204,25 +213,36 @@ class KernelAgent:
         host = self.host
         if host is not None:
             self._take(host.collect(), 0, self.account.charged_ns)
+            if host is self.host and host.ended:
+                self.on_exit()
 
     def last_words(self, reason: str) -> None:
         """Lets a healthy extension say goodbye, and hears it."""
         host = self.host
         if host is not None and host.crash is None:
-            self._take(host.stop(reason), 0, None)
+            began_ns = cpu_ns()
+            output = host.stop(reason)
+            self.account.cpu_ns += cpu_ns() - began_ns
+            self._take(output, 0, None)
 
     def _must_wait(self) -> bool:
+        throttled_before = self.account.throttled
         not_before_ns = self._pace.not_before_ns()
         if not_before_ns is None:
             return False
-        self._queued = True
+        if self.account.throttled != throttled_before:
+            share_ppm = self.manifest.budget.cpu_ppm
+            self.complain(f"its {share_ppm} ppm of the processor are used up until {not_before_ns} ns", errno.EDQUOT)
+        self._bell.need_wakeup = False
+        self.held_back = True
         self.machine.heap.call_at(not_before_ns, self._requeue, self.incarnation)
         return True
 
     def _requeue(self, incarnation: int) -> None:
         if incarnation == self.incarnation:
-            self._queued = False
-            self.wake()
+            self.machine.runnable.append(self)
+            if self.machine.parked:
+                self.machine.wake()
 
     def _take(self, output: Output, spent_ns: int, charged_before_ns: int | None) -> None:
         """Reads the extension's frames and acts on them: now, or on the charged clock when their cost has passed.
@@ -257,11 +277,14 @@ class KernelAgent:
             self._act(replies, pongs, ups)
 
     def _act(self, replies: list[Completion], pongs: list[Pong], ups: list[Up]) -> None:
+        incarnation = self.incarnation
         if replies:
             self.requests.on_replies(replies)
         for pong in pongs:
             self.on_pong(pong.number)
         for entry in ups:
+            if self.incarnation != incarnation:  # something of the above has ended it: the dead are not heard
+                return
             self.on_up(self, entry)
 
     def _arm_wake(self, output: Output) -> None:
@@ -296,10 +319,13 @@ class KernelAgent:
 
     def complain(self, text: str, status: int = errno.EPROTO) -> None:
         """A rate-limited warning about what the extension did, with its errno."""
-        if self.log_limit.allow(self.machine.now_ns):
-            self.machine.log("warning", self.name, f"{errno_name(status)}: {text}", errno=status)
-        else:
+        limit = self.complaint_limit
+        if not limit.allow(self.machine.now_ns):
             self.account.log_suppressed += 1
+            return
+        suppressed = limit.take_suppressed()
+        more = f" ({suppressed} complaints suppressed before)" if suppressed else ""
+        self.machine.log("warning", self.name, f"{errno_name(status)}: {text}{more}", errno=status)
 
     def detach(self) -> None:
         """Cuts the present incarnation off: its host, its timer, what it waits for."""
@@ -315,7 +341,7 @@ class KernelAgent:
         self.ready = False
         self.incarnation += 1
         self._pace.reset()
-        self._queued = False
+        self._bell.need_wakeup = True
         self.clear_life_timer()
         self.machine.dirty.pop(self.id, None)
 

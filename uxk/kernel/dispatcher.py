@@ -20,6 +20,9 @@ from uxk.kernel.pin import trio_runnable
 from uxk.kernel.seconds import to_seconds
 
 _FOREVER: Final = limits.I64_MAX
+_SETTLE_NS: Final = 2_000_000_000
+_SETTLE_TRIES: Final = 3
+"""Host time for tasks to come to rest: several times, since one long computation may eat up one."""
 _COAST_STEPS: Final = 2 * limits.DISPATCH_TURNS_PER_CHECKPOINT
 """Callbacks and turns run in one go."""
 
@@ -144,13 +147,27 @@ class Dispatcher:
                 if machine.clock == "real":  # there, somebody may always be busy
                     await trio.lowlevel.checkpoint()
                 else:
-                    await trio.testing.wait_all_tasks_blocked()
+                    await self._settle()
                 for instance in sorted(machine.dirty):
-                    machine.dirty.pop(instance).collect()
+                    staged = machine.dirty.pop(instance, None)
+                    if staged is not None:  # else it was ended by one before it
+                        staged.collect()
                 if machine.runnable or machine.dirty:
                     continue
             if self._interrupted or not await self._fire_due():
                 return
+
+    async def _settle(self) -> None:
+        """Waits until every Trio task waits for something: only then may time move.
+
+        A task that spins on checkpoints would hold time for ever: after some seconds of host time it is told.
+        """
+        for _ in range(_SETTLE_TRIES):
+            with trio.move_on_after(to_seconds(_SETTLE_NS)) as scope:
+                await trio.testing.wait_all_tasks_blocked()
+            if not scope.cancelled_caught:
+                return
+        raise Stalled("livelock: some Trio task is always runnable, so virtual time cannot move", errno=errno.ELOOP)
 
     async def _run_queue(self) -> None:
         """Runs turns until no instance is runnable or a goal is reached."""

@@ -35,24 +35,33 @@ class TaskHost:
         """What ended the actor, if something did."""
         return self._actor.crash
 
+    @property
+    def ended(self) -> bool:
+        """Whether its ``run`` has come to an end."""
+        return self.done is not None and self.done.is_set()
+
     def setup(self) -> None:
         """The extension's own initialisation."""
         self._actor.setup()
 
     def start_task(
         self, nursery: trio.Nursery, clock: Callable[[], int], on_output: Callable[[], None],
-        on_exit: Callable[[], None],
+        on_exit: Callable[[], None], book: Callable[[trio.lowlevel.Task], None],
     ) -> None:  # fmt: skip
-        """Starts ``run``.  ``on_output`` is called when it stages something, ``on_exit`` when it ends."""
+        """Starts ``run``.
+
+        ``on_output`` is called when it stages something, ``on_exit`` when it ends, ``book`` with its task.
+        """
         self._scope = trio.CancelScope()
         self._on_exit = on_exit
         self.done = trio.Event()
         self._actor.follow_clock(clock)
         self._actor.watch_output(on_output)
-        nursery.start_soon(self._run, name=f"uxk {self._actor.ctx.name}")
+        nursery.start_soon(self._run, book, name=f"uxk {self._actor.ctx.name}")
 
-    async def _run(self) -> None:
+    async def _run(self, book: Callable[[trio.lowlevel.Task], None]) -> None:
         assert self._scope is not None and self.done is not None
+        book(trio.lowlevel.current_task())
         try:
             with self._scope:
                 await self._actor.run()

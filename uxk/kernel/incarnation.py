@@ -17,7 +17,9 @@ from uxk.kernel.agent import KernelAgent
 from uxk.kernel.devices import DeviceRegistry
 from uxk.kernel.host import TaskHost
 from uxk.kernel.machine import Machine
+from uxk.kernel.seconds import cpu_ns
 from uxk.kernel.supervisor import Supervisor
+from uxk.kernel.tasktime import TaskTime
 from uxk.uapi.rights import Rights, rights_of
 
 
@@ -33,6 +35,7 @@ class Incarnations:
         self._devices = devices
         self._map_region = map_region
         self.supervisor = supervisor
+        self.task_time = TaskTime()
         self.nursery: trio.Nursery | None = None
         """Where tasks of extensions run; there is one while the kernel is up."""
         machine.caps.on_delete["queue"] = self._queues_revoked
@@ -41,7 +44,13 @@ class Incarnations:
     def start(self, agent: KernelAgent) -> None:
         """Grants, runs the extension's setup, and returns; readiness may come later."""
         machine, restarted = self._machine, agent.incarnation > 0
-        self._grant(agent)
+        try:
+            self._grant(agent)
+        except UxkError as exc:
+            if not restarted:
+                raise
+            self.supervisor.not_started(agent, exc)
+            return
         start = Start(
             name=agent.name, instance=agent.id, depth=agent.queues.sq.depth, now_ns=machine.now_ns,
             seed=machine.streams.integer(f"instance/{agent.name}/{agent.incarnation}"),
@@ -51,15 +60,18 @@ class Incarnations:
         host: TaskHost = machine.host_filter(agent, TaskHost(agent.extension_class, start, map_region))
         agent.host = host
         agent.on_ready = partial(self._ready, agent)
+        agent.on_exit = partial(self.supervisor.exited, agent)
         machine.note("start", agent.id, f"{agent.name} {agent.incarnation}".encode())
         if restarted:  # the first time, the loader waits and has a limit of its own
             agent.set_life_timer(agent.manifest.ready_timeout_ns, partial(self._not_ready, agent))
+        began_ns = cpu_ns()
         host.setup()
+        agent.account.cpu_ns += cpu_ns() - began_ns
         if host.runs and host.crash is None:
             assert self.nursery is not None
             host.start_task(
-                self.nursery, lambda: machine.now_ns,
-                partial(machine.mark_dirty, agent), partial(self._task_ended, agent, host),
+                self.nursery, lambda: machine.now_ns, partial(machine.mark_dirty, agent),
+                partial(self._task_ended, agent, host), partial(self.task_time.book, account=agent.account),
             )  # fmt: skip
             machine.settle_needed = True
         if agent.manifest.ready == "setup" and host.crash is None:
@@ -80,11 +92,9 @@ class Incarnations:
             agent.queue_cap = 0
 
     def _task_ended(self, agent: KernelAgent, host: TaskHost) -> None:
-        """``run`` came to an end: by itself, or by a crash that taking its output reports."""
+        """``run`` came to an end; its last words are taken in order of instances, and what follows from it then."""
         if agent.host is host:
             self._machine.mark_dirty(agent)
-            if host.crash is None:
-                self.supervisor.exited(agent)
 
     def _not_ready(self, agent: KernelAgent) -> None:
         self.supervisor.hung(agent, f"not ready within {agent.manifest.ready_timeout_ns} ns after its restart")

@@ -14,9 +14,10 @@ from uxk import limits
 from uxk.core.cost import ClockKind, CostModel
 from uxk.core.events import nanoseconds
 from uxk.core.kmsg import KmsgRing
+from uxk.core.lock import LEASE_NS_MAX
 from uxk.core.manifest import canonical
 from uxk.core.modprobe_conf import ModprobeConfig, load_dir
-from uxk.core.sysctl import SysctlTable
+from uxk.core.sysctl import Sysctl, SysctlTable
 from uxk.core.tree import Tree
 from uxk.errors import NoSuchModule, UsageError
 from uxk.kernel import views
@@ -88,6 +89,20 @@ class Kernel:
         machine.tree.add("/sys/kernel", machine, views.KERNEL)
         for path in ("/sys/module", "/sys/class", "/sys/devices/virtual"):
             machine.tree.add(path)
+        self._register_sysctls()
+
+    def _register_sysctls(self) -> None:
+        """The kernel's own settings under /proc/sys/kernel."""
+        machine, dispatcher = self.machine, self.dispatcher
+        machine.sysctl.register(Sysctl(
+            "kernel/turns_per_instant_max", dispatcher.turns_per_instant_max, minimum=1,
+            help="turns without virtual time moving on that count as a livelock",
+            on_change=lambda value: setattr(dispatcher, "turns_per_instant_max", value),
+        ))  # fmt: skip
+        machine.sysctl.register(Sysctl(
+            "kernel/lock_lease_ns", limits.LEASE_NS_DEFAULT, minimum=1, maximum=LEASE_NS_MAX,
+            help="lease of a lock whose holder names none",
+        ))  # fmt: skip
 
     async def __aenter__(self) -> Kernel:
         if self._booted:
@@ -115,7 +130,10 @@ class Kernel:
             nursery, self._incarnations.nursery = self._incarnations.nursery, None
             if nursery is not None:
                 nursery.cancel_scope.cancel()
-            await self._leave()
+            try:
+                await self._leave()
+            finally:
+                self._incarnations.task_time.close()
 
     async def _leave(self) -> None:
         """Closes the nursery, which never sees the body's exception: that goes on as it is, in no group.

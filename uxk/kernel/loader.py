@@ -62,6 +62,7 @@ class Loader:
         self._services = services
         self._reclaimer = reclaimer
         self._incarnations = incarnations
+        self._names: dict[InstanceId, str] = {}
         self._dependents: dict[str, dict[str, None]] = {}
         """Loaded instances that depend on an instance, by its name."""
         self._next_id = 0
@@ -135,6 +136,7 @@ class Loader:
         agent.deps = self._dependencies(manifest, instance)
         for dependency in agent.deps:
             self._dependents.setdefault(dependency, {})[instance] = None
+        self._names[agent.id] = instance
         self._agents[instance] = agent
         self._granted_bytes += manifest.budget.memory_bytes
         self._loading[instance] = trio.Event()
@@ -235,7 +237,11 @@ class Loader:
 
     def users(self, agent: KernelAgent) -> list[str]:
         """Who holds an instance: dependents and clients, extensions and open files."""
-        return sorted({*agent.clients(), *self._dependents.get(agent.name, ())} - {agent.name})
+        caps = self._machine.caps
+        opened = [holder for name in agent.devices for holder in caps.holders("device", name)]
+        opened += [holder for name in agent.chardevs for holder in caps.holders("chardev", name)]
+        names = {self._names[holder] for holder in opened}
+        return sorted({*agent.clients(), *names, *self._dependents.get(agent.name, ())} - {agent.name})
 
     def _unload(self, agent: KernelAgent, reason: str) -> None:
         if agent.state in (ModuleState.GOING, ModuleState.GONE):
@@ -249,6 +255,7 @@ class Loader:
         finally:
             views.remove_instance(self._machine, agent)
             self._agents.pop(agent.name, None)
+            del self._names[agent.id]
             for dependency in agent.deps:
                 self._dependents[dependency].pop(agent.name, None)
             self._granted_bytes -= agent.manifest.budget.memory_bytes

@@ -45,9 +45,10 @@ class Memory:
         page = limits.ARENA_PAGE_BYTES
         length = -(-entry.length // page) * page
         budget = agent.manifest.budget.memory_bytes
-        if length <= 0 or agent.account.arena_bytes + length > budget:
+        taken = agent.account.arena_bytes + agent.account.snapshot_bytes
+        if length <= 0 or taken + length > budget:
             raise BudgetError(
-                f"{agent.name}: {entry.length} bytes of memory: {agent.account.arena_bytes} of {budget} are taken",
+                f"{agent.name}: {entry.length} bytes of memory: {taken} of {budget} are taken",
                 errno=errno.EDQUOT if entry.length else errno.EINVAL,
             )
         region = self._machine.arena.allocate(agent.id, length)

@@ -112,6 +112,9 @@ class _Follower:
         """
         if self._closed:
             return
+        if self._machine.caps.find(self._agent.id, "kmsg", "*", Rights.READ) is None:  # it was revoked
+            self._closed = True
+            return
         if retry is self:
             self._retry = False
         agent, reader = self._agent, self._reader

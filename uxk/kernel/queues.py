@@ -108,7 +108,7 @@ class Queues:
 
     def drop(self, output: Output) -> int:
         """Throws away what the extension says; returns how many entries that were, as it claims."""
-        lost = sum(max(1, claimed) for frames in (output.replies, output.up) for _, claimed in frames)
+        lost = sum(_plausible(claimed) for frames in (output.replies, output.up) for _, claimed in frames)
         output.replies = output.up = ()
         return lost
 
@@ -123,7 +123,7 @@ class Queues:
                 kept.append((frame, claimed))
             else:
                 ring.full += 1
-                self.account.reject(reason, max(claimed, 1))
+                self.account.reject(reason, _plausible(claimed))
         return kept
 
     def _hand_over(self, ring: Ring, which: str, frame: bytes, claimed: int) -> bool:
@@ -131,7 +131,7 @@ class Queues:
         try:
             ring.hand_over(frame, claimed)
         except RingFull:
-            self.account.reject("cq_full" if ring is self.cq else "sq_full", max(claimed, 1))
+            self.account.reject("cq_full" if ring is self.cq else "sq_full", _plausible(claimed))
             return False
         machine = self._machine
         machine.hash.note(machine.now_ns, which, self._instance, frame)
@@ -142,6 +142,11 @@ class Queues:
         for cid, reason in bad:
             self.on_bad(which, cid, reason)
         return entries
+
+
+def _plausible(claimed: int) -> int:
+    """A claimed number of entries as a figure that can be counted and printed, whatever was claimed."""
+    return min(max(claimed, 1), limits.ENTRY_MAX_COUNT)
 
 
 def _ignore(*_: Any) -> None:

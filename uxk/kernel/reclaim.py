@@ -61,6 +61,7 @@ class Reclaimer:
             self._devices.remove(device)
         self._services.forget(agent, gone=True)
         self._memory.drop(agent, keep=False)
+        self._sharing.withdraw(agent)
         self._machine.caps.revoke_holder(agent.id)
         agent.account.queue_slots = 0
         left = agent.account.holdings()

@@ -45,19 +45,21 @@ class RequestTable:
     """Requests of all ports of one instance."""
 
     __slots__ = (
-        "_cid", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed", "_timeout_ns", "_wake",
-        "account", "backlog", "door", "inflight", "on_hung", "timeouts_in_a_row", "timeouts_max",
+        "_cid", "_complain", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed", "_timeout_ns",
+        "_wake", "account", "backlog", "door", "inflight", "on_hung", "timeouts_in_a_row", "timeouts_max",
     )  # fmt: skip
 
     def __init__(
-        self, machine: Machine, account: Account, manifest: Manifest, staged: list[Entry], wake: Callable[[], None]
-    ) -> None:
+        self, machine: Machine, account: Account, manifest: Manifest, staged: list[Entry], wake: Callable[[], None],
+        complain: Callable[[str, int], None],
+    ) -> None:  # fmt: skip
         self._machine = machine
         self._depth = manifest.budget.queue_depth
         self._timeout_ns = manifest.watchdog.request_timeout_ns
         self._reject_when_full = manifest.full == "reject"
         self._staged = staged
         self._wake = wake
+        self._complain = complain
         self._cid = 0
         self._sweep_armed = False
         self.account = account
@@ -111,13 +113,15 @@ class RequestTable:
 
     def _check_backlog(self, port: Port, count: int) -> None:
         if self.door is Door.CLOSED:
-            raise RequestError(f"{port.client}: the driver is gone", errno=errno.ENODEV)
+            raise RequestError(f"{port.target.name}: the driver is gone", errno=errno.ENODEV)
         if self._reject_when_full or len(self.backlog) + count > self._depth:
             self.account.reject("queue_full", count)
-            raise RingFull(
-                f"{port.client}: {count} more requests do not fit: {len(self.inflight)} in flight and "
+            text = (
+                f"{count} more requests of {port.client or 'the user'} do not fit: {len(self.inflight)} in flight and "
                 f"{len(self.backlog)} waiting, depth {self._depth}"
             )
+            self._complain(text, errno.EAGAIN)
+            raise RingFull(f"{port.target.name}: {text}")
 
     def pump(self) -> None:
         """Moves waiting requests into the window that completions have opened."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uxk.kernel.machine import Machine
 
 Answer: TypeAlias = tuple[int, bytes] | None
-_OPENABLE: Final = frozenset({"device", "lock", "snapshot", "sysctl", "sysfs", "kmsg", "chardev", "arena"})
+_OPENABLE: Final = frozenset({"device", "lock", "snapshot", "sysctl", "sysfs", "kmsg", "chardev"})
 _DONE: Final[Answer] = (0, b"")
 _CHARDEV_RIGHTS: Final = {
     int(e.Op.READ): Rights.READ, int(e.Op.WRITE): Rights.WRITE, int(e.Op.IOCTL): Rights.IOCTL,
@@ -41,7 +41,8 @@ class Forwarded(NamedTuple):
 
     cid: int
     """The client's own command id."""
-    wait: bool
+    waits_for: str
+    """What the wait-for graph says the client waits for; empty if it goes on meanwhile."""
     region: Capability | None
     """Memory of the client's, lent to the driver."""
 
@@ -49,10 +50,10 @@ class Forwarded(NamedTuple):
 class Forwarder:
     """The port of one client extension on one target: translates command ids both ways."""
 
-    __slots__ = ("_client", "_target", "_under_way", "port")
+    __slots__ = ("_target", "_under_way", "client", "port")
 
     def __init__(self, client: KernelAgent, target: KernelAgent) -> None:
-        self._client = client
+        self.client = client
         self._target = target
         self._under_way: dict[int, Forwarded] = {}
         self.port: Port = target.open_port(client.name, self._on_completions, tagged=True)
@@ -63,26 +64,35 @@ class Forwarder:
         request = e.Request(
             0, entry.opcode, entry.payload, start + entry.offset, entry.length, region_cap, 0, device
         )  # fmt: skip
-        self.port.submit(request)
-        self._client.defer(entry.cid)
-        self._under_way[request.cid] = Forwarded(entry.cid, entry.wait, region)
-        machine = self._client.machine
+        machine, waits_for = self.client.machine, ""
         if region is not None:
             machine.arena.retain(region.start)
-        if entry.wait:
-            machine.wait(self._client.node, self._target.node, f"request {request.cid}")
+        try:
+            self.port.submit(request)
+        except UxkError:
+            if region is not None:
+                machine.arena.release(region.start)
+            raise
+        self.client.defer(entry.cid)
+        if request.cid in self._target.requests.backlog:
+            waits_for = f"queue slot {request.cid}"
+        elif entry.wait:
+            waits_for = f"request {request.cid}"
+        self._under_way[request.cid] = Forwarded(entry.cid, waits_for, region)
+        if waits_for:
+            machine.wait(self.client.node, self._target.node, waits_for)
 
     def _on_completions(self, completions: list[e.Completion]) -> None:
         for completion in completions:
             cid = self._end(completion.cid)
-            self._client.answer(cid, completion.status, completion.result, completion.payload)
+            self.client.answer(cid, completion.status, completion.result, completion.payload)
 
     def _end(self, target_cid: int) -> int:
         """Takes back what was lent for a request; returns the client's command id."""
-        machine = self._client.machine
+        machine = self.client.machine
         done = self._under_way.pop(target_cid)
-        if done.wait:
-            machine.waits.remove(self._client.node, self._target.node, f"request {target_cid}")
+        if done.waits_for:
+            machine.waits.remove(self.client.node, self._target.node, done.waits_for)
         if done.region is not None:
             machine.caps.revoke(done.region.id)
             machine.arena.release(done.region.start)
@@ -93,10 +103,10 @@ class Forwarder:
         return [each.region.id for each in self._under_way.values() if each.region is not None]
 
     def close(self) -> None:
-        """Closes the port and forgets what is still under way."""
-        for target_cid in list(self._under_way):
-            self._end(target_cid)
+        """Closes the port; what is still under way is answered with ECANCELED."""
         self.port.close()
+        for target_cid in list(self._under_way):
+            self.client.answer(self._end(target_cid), errno.ECANCELED)
 
 
 class Services:
@@ -162,6 +172,8 @@ class Services:
         limit = agent.log_limit
         if not limit.allow(self._machine.now_ns):
             agent.account.log_suppressed += 1
+            if limit.suppressed == 1:  # the moment of excess
+                agent.complain(f"more than {limit.burst} log lines in {limit.interval_ns} ns", errno.EDQUOT)
             return None
         suppressed = limit.take_suppressed()
         if suppressed:
@@ -206,18 +218,21 @@ class Services:
         """A capability on memory of the client's, for the driver, for as long as the request lasts."""
         caps = self._machine.caps
         mine = caps.lookup(agent.id, CapId(region_cap))
+        if caps.count(target.id) >= limits.CAPS_PER_HOLDER_MAX >> 1:  # its own grants must find room
+            raise CapabilityError(f"{target.name}: too much memory is lent to it already", errno=errno.EMFILE)
         if mine.kind != "arena":
             raise CapabilityError(f"{mine!r}: expected a capability of kind 'arena'")
         lent = caps.derive(agent.id, mine.id, target.id, mine.rights & (Rights.READ | Rights.WRITE))
         return caps.lookup(target.id, lent)
 
-    def _close_unused(self, agent: KernelAgent) -> None:
-        """Closes the instance's connections to drivers of which it holds no device any more."""
-        held = {(cap.kind, cap.target) for cap in self._machine.caps.held(agent.id) if cap.depth}
+    def _close_unused(self) -> None:
+        """Closes connections to drivers of which the client holds no device any more: some may have been revoked."""
         for key, forwarder in list(self._forwarders.items()):
-            target = forwarder.port.target
+            client, target = forwarder.client, forwarder.port.target
+            held = {(cap.kind, cap.target) for cap in self._machine.caps.held(client.id) if cap.depth}
             names = {("device", name) for name in target.devices} | {("chardev", name) for name in target.chardevs}
-            if key[0] == agent.id and not held & names:
+            bound = any(client.name in device.bound for device in target.devices.values())
+            if not bound and not held & names:
                 self._forwarders.pop(key).close()
 
     def lent_to(self, agent: KernelAgent) -> set[CapId]:
@@ -269,7 +284,7 @@ class Services:
 
     def _revoke(self, agent: KernelAgent, entry: e.Revoke) -> Answer:
         count = self._machine.caps.revoke_by(agent.id, CapId(entry.cap))
-        self._close_unused(agent)
+        self._close_unused()
         return count, b""
 
     # --- tree and logs ---

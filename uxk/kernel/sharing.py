@@ -6,10 +6,13 @@ the moment it closes, and broken by the first lease to end.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from uxk.core.caps import Capability, covers
 from uxk.core.lock import Grant
+from uxk.errors import BudgetError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.machine import Machine
 from uxk.uapi import entries as e
@@ -29,7 +32,12 @@ class Sharing:
         """Command ids of those who wait, by lock and waiter."""
         self._edges: dict[str, dict[tuple[KernelAgent, KernelAgent], None]] = {}
         """What stands in the wait-for graph for each lock."""
+        machine.caps.on_delete["lock"] = self._lock_revoked
         self._armed_ns: int | None = None
+        self._published: dict[str, tuple[KernelAgent, int]] = {}
+        """Who wrote the current version of a cell, and how many bytes."""
+        self._orphans: dict[str, None] = {}
+        """Cells whose writer is gone, while somebody still reads them."""
 
     def services(self) -> dict[type, Callable[[KernelAgent, Any], tuple[int, bytes] | None]]:
         """For the dispatch table."""
@@ -48,6 +56,7 @@ class Sharing:
         agent.account.locks = 0
         machine.snapshots.drop(agent.id)
         agent.account.pins = 0
+        self._bury()
         self._granted(granted)
         for name in names:
             self._draw(name)
@@ -59,7 +68,8 @@ class Sharing:
         machine = self._machine
         name = machine.caps.check(agent.id, CapId(entry.cap), "lock", Rights.LOCK).target
         self._users[agent.id] = agent
-        grant = machine.locks.acquire(name, agent.id, entry.exclusive, machine.now_ns, entry.lease_ns)
+        lease_ns = entry.lease_ns or int(machine.sysctl.entry("kernel/lock_lease_ns").value)
+        grant = machine.locks.acquire(name, agent.id, entry.exclusive, machine.now_ns, lease_ns)
         if grant is not None:
             agent.account.locks += 1
             self._arm()
@@ -77,6 +87,21 @@ class Sharing:
         self._granted(granted)
         self._draw(name)
         return _DONE
+
+    def _lock_revoked(self, cap: Capability) -> None:
+        """Without a capability nobody holds a lock, or waits for it."""
+        machine, agent = self._machine, self._users.get(cap.holder)
+        others = (each for each in machine.caps.held(cap.holder) if each.id != cap.id and each.kind == "lock")
+        if agent is None or any(covers(each.target, cap.target) and each.depth for each in others):
+            return
+        if cap.target in machine.locks.names_of(agent.id):
+            waiting = self._commands.pop((cap.target, agent.id), None)
+            if waiting is None:
+                agent.account.locks -= 1
+            else:
+                agent.answer(waiting, errno.ESTALE)
+            self._granted(machine.locks.drop(agent.id, machine.now_ns, cap.target))
+            self._draw(cap.target)
 
     def _granted(self, grants: Iterable[Grant]) -> None:
         for grant in grants:
@@ -130,8 +155,43 @@ class Sharing:
     def _publish(self, agent: KernelAgent, entry: e.Publish) -> tuple[int, bytes]:
         machine = self._machine
         name = machine.caps.check(agent.id, CapId(entry.cap), "snapshot", Rights.WRITE).target
-        expected = entry.expected or None
-        return machine.snapshots.publish(name, agent.id, entry.data, expected), b""
+        charged = self._published.get(name)
+        mine_bytes = charged[1] if charged is not None and charged[0] is agent else 0
+        after_bytes = agent.account.snapshot_bytes - mine_bytes + len(entry.data)
+        budget = agent.manifest.budget.memory_bytes
+        if agent.account.arena_bytes + after_bytes > budget:
+            raise BudgetError(
+                f"snapshot {name!r} of {len(entry.data)} bytes: with it, {agent.account.arena_bytes + after_bytes} "
+                f"of {budget} bytes of memory would be taken"
+            )
+        version = machine.snapshots.publish(name, agent.id, entry.data, entry.expected or None)
+        self._charge(name, agent, len(entry.data))
+        self._orphans.pop(name, None)
+        return version, b""
+
+    def _charge(self, name: str, agent: KernelAgent | None, size_bytes: int) -> None:
+        """A cell's current version is charged to who wrote it."""
+        before = self._published.pop(name, None)
+        if before is not None:
+            before[0].account.snapshot_bytes -= before[1]
+        if agent is not None:
+            self._published[name] = (agent, size_bytes)
+            agent.account.snapshot_bytes += size_bytes
+
+    def withdraw(self, agent: KernelAgent) -> None:
+        """The instance is gone for good, and with it what it published, as soon as nobody reads it any more."""
+        for name in [name for name, (writer, _) in self._published.items() if writer is agent]:
+            self._charge(name, None, 0)
+            self._orphans[name] = None
+        self._bury()
+
+    def _bury(self) -> None:
+        for name in list(self._orphans):
+            cell = self._machine.snapshots.get(name)
+            if cell is None or not cell.readers():
+                del self._orphans[name]
+                if cell is not None:
+                    self._machine.snapshots.remove(name)
 
     def _pin(self, agent: KernelAgent, entry: e.Pin) -> tuple[int, bytes]:
         machine = self._machine
@@ -145,4 +205,5 @@ class Sharing:
         name = machine.caps.check(agent.id, CapId(entry.cap), "snapshot", Rights.READ).target
         machine.snapshots.unpin(name, agent.id, VersionNumber(entry.version))
         agent.account.pins -= 1
+        self._bury()
         return _DONE

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from uxk.actor.actor import Crash
 from uxk.core import lifecycle
 from uxk.core.codec import completion_codec, down_codec, down_reply_codec, up_codec
+from uxk.core.eventhash import LONG_BYTES
 from uxk.core.restart import GiveUp, Restart
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.machine import Machine
@@ -63,10 +64,11 @@ class Supervisor:
         agent, incarnation = item
         if agent.host is None or agent.incarnation != incarnation:
             return
-        if agent.pings_unanswered >= 2:
+        if agent.pings_unanswered >= 2 and not agent.held_back:
             self.hung(agent, f"{agent.pings_unanswered} heartbeats in a row without an answer")
             return
-        agent.pings_unanswered += 1
+        if not agent.held_back:  # its silence is the kernel's doing
+            agent.pings_unanswered += 1
         agent.send(Ping(self._machine.now_ns))
         self._schedule_ping(agent)
 
@@ -97,6 +99,11 @@ class Supervisor:
             agent.on_failed(crash)
             return
         self._down(agent, crashed=True, why=f"{crash.kind} in {crash.where}")
+
+    def not_started(self, agent: KernelAgent, why: Exception) -> None:
+        """A new incarnation could not even be given what it needs: as if it had died at once."""
+        self._machine.log("err", agent.name, f"cannot be started again: {why}")
+        self._down(agent, crashed=True, why="no grants")
 
     def exited(self, agent: KernelAgent) -> None:
         """The instance's ``run`` of a permanent module came to an end by itself."""
@@ -155,4 +162,6 @@ def describe(which: str, frame: bytes) -> str:
         if entries:
             text = ", ".join(repr(entry) for entry in entries[:4])
             return text + (f", and {len(entries) - 4} more" if len(entries) > 4 else "")
+    if len(frame) == LONG_BYTES:
+        return f"a frame of {LONG_BYTES} bytes or more, too long to keep; it begins {frame[:32].hex()}"
     return f"{len(frame)} bytes that are no entries: {frame[:32].hex()}"

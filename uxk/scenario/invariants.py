@@ -5,10 +5,12 @@ Each gets the :class:`Watched` run and returns what is wrong, or ``""``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from uxk.core.kmsg import FACILITY_KERNEL
+from uxk.core.lifecycle import ModuleState
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, UsageError
 from uxk.kernel.agent import KernelAgent
@@ -30,6 +32,8 @@ class Watched:
         self.generators: list[Generator] = []
         self.bugs: list[str] = []
         """Lines in which the kernel admits a bug."""
+        self.oopses: dict[int, str] = {}
+        """What each instance died of last, by its id."""
         self.stalled = ""
         self._last: tuple[int, int] = (0, 0)
 
@@ -43,6 +47,23 @@ class Watched:
         """A line of kmsg."""
         if record.facility == FACILITY_KERNEL and ("bug" in record.fields or record.text.startswith("BUG")):
             self.bugs.append(record.text)
+        elif record.text.startswith("oops: ") and "incarnation" in record.fields:
+            agent = self.kernel.agents.get(record.facility)
+            if agent is not None:
+                self.oopses[agent.id] = record.text.removeprefix("oops: ").partition("\n")[0]
+
+    def notes(self) -> list[str]:
+        """What figures do not tell: modules that are not live, workloads with errors or that gave up."""
+        self.refresh()
+        lines = []
+        for name, agent in self.agents.items():
+            if agent.state is ModuleState.LIVE:
+                continue
+            restarts = agent.account.restarts
+            why = self.oopses.get(agent.id, "")
+            after = f" after {restarts} restart{'' if restarts == 1 else 's'}" if restarts or why else ""
+            lines.append(f"{name}: {agent.state.name.lower()}{after}" + (f": {why}" if why else ""))
+        return lines + [f"{g.spec.name}: {text}" for g in self.generators if (text := g.note())]
 
     def notice_stall(self) -> None:
         """Called periodically: time that only daemons move leads nowhere."""
@@ -147,10 +168,18 @@ def _progress(run: Watched) -> str:
 
 def _data_intact(run: Watched) -> str:
     return _first(
-        f"workload {g.spec.name}: {g.mismatches} reads gave other data than was written"
+        f"workload {g.spec.name}: {g.mismatches} reads gave other data than was written; the first: {g.first_mismatch}"
         for g in run.generators
         if g.mismatches
     )
+
+
+def not_checked(name: str, run: Watched) -> str:
+    """Why an invariant that holds says nothing about this run, or ``""``."""
+    if name != "data-intact" or any(g.verified or g.mismatches for g in run.generators):
+        return ""
+    verifying = any(g.spec.verify for g in run.generators)
+    return "not checked: no read could be verified" if verifying else "not checked: no workload has verify"
 
 
 INVARIANTS: Final[dict[str, Invariant]] = {
@@ -168,7 +197,7 @@ INVARIANTS: Final[dict[str, Invariant]] = {
 def register_invariant(name: str, *, during: Rule = _holds, after: Rule = _holds) -> None:
     """Makes an invariant known to scenarios.  UsageError (EEXIST) if the name is taken."""
     if name in INVARIANTS:
-        raise UsageError(f"invariant {name!r} is registered already", errno=17)
+        raise UsageError(f"invariant {name!r} is registered already", errno=errno.EEXIST)
     INVARIANTS[name] = Invariant(during, after)
 
 

@@ -100,6 +100,7 @@ Operator: TypeAlias = Literal["==", "!=", "<", "<=", ">", ">="]
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``value op than`` on the results; ``value`` is a path such as ``modules.null.completed``.
 
+    A text with a unit is converted if ``value`` ends in ``_ns`` or ``_bytes``: ``"10ms"``, ``"64KiB"``.
     A ``than`` that begins with ``$`` is a path, too: ``"$workloads.load.issued"``.
     """
 

@@ -37,7 +37,8 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for verdict in verdicts:
         seen = f"  ({verdict.seen})" if verdict.seen else ""
-        lines.append(f"  {'✔' if verdict.good else '✘'} {verdict.what}{seen}")
+        mark = "-" if not verdict.checked else "✔" if verdict.good else "✘"
+        lines.append(f"  {mark} {verdict.what}{seen.replace('  ', ' ', 1) if not verdict.checked else seen}")
     return lines
 
 
@@ -68,6 +69,8 @@ def report(result: Result) -> str:
     if values["faults"]:
         rows = [[name, fault["module"], str(fault["fired"])] for name, fault in values["faults"].items()]
         lines += ["", *table(("fault", "module", "fired"), rows)]
+    if result.notes:
+        lines += ["", *result.notes]
     if result.checks:
         lines += ["", "checks", *_verdicts(result.checks)]
     if result.invariants:

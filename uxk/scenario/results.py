@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from uxk.core.kmsg import LEVELS
+from uxk.core.params import parse_integer
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError
 from uxk.kernel.agent import KernelAgent
@@ -15,8 +16,8 @@ from uxk.scenario.model import Check, Scenario
 
 EXIT_GOOD: Final = 0
 EXIT_CHECK_FAILED: Final = 1
-EXIT_USAGE: Final = 2
 EXIT_INVARIANT_BROKEN: Final = 3
+"""Not 2, which is the command line's own for wrong usage."""
 
 _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -31,6 +32,8 @@ class Verdict(NamedTuple):
     what: str
     good: bool
     seen: str = ""
+    checked: bool = True
+    """False for an invariant that nothing in this run put to the test; it is good all the same."""
 
 
 class Result(NamedTuple):
@@ -47,13 +50,20 @@ class Result(NamedTuple):
     virtual_ns: int
     host_ns: int
     costs_ns: dict[str, int]
+    notes: tuple[str, ...] = ()
+    """Lines on modules that were not live at the end, and on workloads with errors or that stopped early."""
+    unfinished: tuple[str, ...] = ()
+    """Workloads that stopped before their ``count``, their device being gone, where no check names ``issued``,
+    ``refused`` or ``failed`` of theirs."""
 
     @property
     def exit_code(self) -> int:
-        """0 good, 1 a check failed, 3 an invariant broken."""
+        """0 good; 1 a check failed, or a workload with a ``count`` stopped early because its device was gone and no
+        check names its ``issued``, ``refused`` or ``failed``; 3 an invariant broken."""
         if not all(verdict.good for verdict in self.invariants):
             return EXIT_INVARIANT_BROKEN
-        return EXIT_GOOD if all(verdict.good for verdict in self.checks) else EXIT_CHECK_FAILED
+        good = all(verdict.good for verdict in self.checks) and not self.unfinished
+        return EXIT_GOOD if good else EXIT_CHECK_FAILED
 
     @property
     def ok(self) -> bool:
@@ -78,7 +88,7 @@ class Result(NamedTuple):
             "virtual_ns": self.virtual_ns, "results": self.values,
             "checks": [verdict._asdict() for verdict in self.checks],
             "invariants": [verdict._asdict() for verdict in self.invariants],
-            "costs_ns": self.costs_ns,
+            "notes": list(self.notes), "unfinished": list(self.unfinished), "costs_ns": self.costs_ns,
             "host": {"host_ns": self.host_ns, "events_per_s": events_per_s(self)},
         }  # fmt: skip
 
@@ -138,6 +148,7 @@ def look_up(values: Mapping[str, Any], path: str) -> Any:
 
 def check_path(values: Mapping[str, Any], check: Check, number: int) -> None:
     """Raises :class:`ConfigError`, before the run, for a check on something that no run will give."""
+    sides: list[Any] = []
     for path in (check.value, _path_of(check.than)):
         if not path or not _OPEN_ENDED.isdisjoint(path.split(".")):
             continue
@@ -147,6 +158,34 @@ def check_path(values: Mapping[str, Any], check: Check, number: int) -> None:
             raise ConfigError(f"checks[{number}]: {exc}") from None
         if isinstance(found, Mapping):
             raise ConfigError(f"checks[{number}]: {path} is a table: {', '.join(found)}")
+        sides.append(found)
+    try:
+        than = _than(check)
+    except ConfigError as exc:
+        raise ConfigError(f"checks[{number}].{exc}") from None
+    if not _path_of(check.than):
+        sides.append(than)
+    if len(sides) == 2 and isinstance(sides[0], str) != isinstance(sides[1], str):
+        kinds = ["text" if isinstance(side, str) else "a number" for side in sides]
+        raise ConfigError(f"checks[{number}]: {check}: {check.value} is {kinds[0]}, but it is compared with {kinds[1]}")
+
+
+def _than(check: Check) -> int | float | bool | str:
+    """``than`` with its unit resolved if ``value`` has one: ``"10ms"`` for a path that ends in ``_ns``."""
+    than = check.than
+    unit = next((unit for unit in ("ns", "bytes") if check.value.endswith(f"_{unit}")), "")
+    if not unit or not isinstance(than, str) or _path_of(than):
+        return than
+    try:
+        return parse_integer(than, unit)
+    except ValueError as exc:
+        raise ConfigError(f"than = {than[:60]!r}: {exc}, expected a number of {unit}") from None
+
+
+def expects_failure(checks: Iterable[Check], workload: str) -> bool:
+    """Whether a check names ``issued``, ``refused`` or ``failed`` of a workload: it judges an early stop itself."""
+    paths = {f"workloads.{workload}.{figure}" for figure in ("issued", "refused", "failed")}
+    return any(check.value in paths or _path_of(check.than) in paths for check in checks)
 
 
 def _path_of(than: object) -> str:
@@ -157,7 +196,7 @@ def judge(values: Mapping[str, Any], check: Check) -> Verdict:
     """Whether a check holds."""
     try:
         seen = look_up(values, check.value)
-        than = look_up(values, path) if (path := _path_of(check.than)) else check.than
+        than = look_up(values, path) if (path := _path_of(check.than)) else _than(check)
     except ConfigError as exc:
         return Verdict(str(check), False, str(exc))
     try:

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from uxk.core.suggest import did_you_mean
-from uxk.errors import ConfigError, KernelBug, Stalled
+from uxk.errors import ConfigError, KernelBug, ModuleError, Stalled, UsageError
 from uxk.faults.plan import FaultPlan
 from uxk.kernel.devices import Device
 from uxk.kernel.dispatcher import Goal
@@ -20,9 +20,9 @@ from uxk.scenario import invariants, subsystems
 from uxk.scenario.find import open_scenario
 from uxk.scenario.folder import RunFolder, read_costs
 from uxk.scenario.invariants import INVARIANTS, Watched
-from uxk.scenario.model import Scenario
+from uxk.scenario.model import Load, Scenario
 from uxk.scenario.read import with_options
-from uxk.scenario.results import Result, Verdict, check_path, judge, kernel_figures, module_figures
+from uxk.scenario.results import Result, Verdict, check_path, expects_failure, judge, kernel_figures, module_figures
 from uxk.scenario.workload import Generator
 from uxk.uapi.info import Record
 
@@ -43,13 +43,16 @@ def run(
     ``costs`` is the manifest of an earlier run on the charged clock.  ``out`` is a folder that must not exist or
     be empty: it gets manifest.json, events.jsonl, kmsg.log and summary.json.  ``on_record`` gets every kmsg
     record, ``on_progress`` the virtual time now and then.  Raises UsageError or ModuleError for what is wrong
-    with the scenario or for a module that cannot be loaded; a failed check or a broken invariant is in the result.
+    with the scenario or for a module that cannot be loaded; a failed check or a broken invariant is in the
+    result; so is a workload that stopped before its ``count``, which makes the exit code 1
+    (:attr:`Result.exit_code`).
     """
-    text = ""
+    text = where = ""
     if not isinstance(scenario, Scenario):
+        where = str(scenario)
         scenario, text = open_scenario(scenario)
     return run_one(
-        scenario, seed=seed, options=options, out=out, costs=costs, text=text,
+        scenario, seed=seed, options=options, out=out, costs=costs, text=text, where=where,
         on_record=on_record, on_progress=on_progress,
     )  # fmt: skip
 
@@ -62,16 +65,18 @@ def run_one(
     out: str | Path | None = None,
     costs: str | Path | None = None,
     text: str = "",
+    where: str = "",
     on_record: Callable[[Record], object] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> Result:
-    """As :func:`run`, for a scenario that was read already; ``text`` goes into the manifest."""
+    """As :func:`run`, for a scenario that was read already; ``text`` goes into the manifest, ``where`` into
+    complaints about its modules."""
     scenario = with_options(scenario.validate(), options or {})
     if seed is not None:
         scenario = msgspec.structs.replace(scenario, seed=seed)
     if costs is not None:
         scenario = msgspec.structs.replace(scenario, costs_ns={**scenario.costs_ns, **read_costs(costs)})
-    runner = Runner(scenario.validate(), on_record, on_progress)
+    runner = Runner(scenario.validate(), on_record, on_progress, where=where)
     if out is None:
         return trio.run(runner.execute)
     with RunFolder.create(Path(out), scenario, text) as folder:
@@ -98,10 +103,13 @@ class Runner:
         scenario: Scenario,
         on_record: Callable[[Record], object] | None = None,
         on_progress: Callable[[int], object] | None = None,
+        *,
+        where: str = "",
     ) -> None:
         invariants.check_names(scenario.invariants)
         subsystems.check_names(scenario.subsystems)
         self.scenario = scenario
+        self._where = where
         self.kernel = Kernel(
             seed=scenario.seed, clock=scenario.clock, cost=scenario.cost, costs_ns=scenario.costs_ns
         )  # fmt: skip
@@ -122,6 +130,7 @@ class Runner:
         self._follow_kmsg()
         began_ns = perf_counter_ns()
         values: dict[str, Any] = {}
+        notes: list[str] = []
         try:
             async with kernel:
                 await self._set_up()
@@ -130,7 +139,7 @@ class Runner:
                 except Stalled as stalled:
                     self._broken.setdefault("progress", str(stalled))
                 self._judge_during()
-                values = self._values()
+                values, notes = self._values(), self._watched.notes()
                 for generator in self._watched.generators:
                     generator.stop()
                 virtual_ns, events, event_hash = kernel.now_ns, kernel.machine.hash.count, kernel.event_hash()
@@ -145,21 +154,23 @@ class Runner:
         return Result(
             scenario, kernel.seed, values,
             checks=[*(judge(values, check) for check in scenario.checks), *self._drive_failed],
-            invariants=[Verdict(name, name not in self._broken, self._broken.get(name, "")) for name in names],
+            invariants=[self._verdict(name) for name in names],
             event_hash=event_hash, events=events, virtual_ns=virtual_ns, host_ns=host_ns,
             costs_ns=dict(sorted(kernel.machine.costs_ns.items())),
+            notes=tuple(notes), unfinished=self._unfinished(),
         )  # fmt: skip
 
     # --- beginning ---
 
     async def _set_up(self) -> None:
         kernel, scenario = self.kernel, self.scenario
-        for load in scenario.modules:
-            instance = load.instance or None
-            if load.file:
-                await kernel.insmod(load.file, instance=instance, **load.params)
-            else:
-                await kernel.modprobe(load.name, instance=instance, **load.params)
+        for number, load in enumerate(scenario.modules):
+            try:
+                await self._load(load)
+            except (UsageError, ModuleError) as exc:  # the same error, with its place
+                file = f"{self._where}: " if self._where else ""
+                exc.args = (f"{file}modules[{number}]: {exc.args[0]}", *exc.args[1:])
+                raise
         self._subsystems = subsystems.attach_all(kernel, scenario.subsystems)
         self._watched.refresh()
         self._watched.generators = [Generator(kernel, spec, self._device(spec.device)) for spec in scenario.workloads]
@@ -171,6 +182,13 @@ class Runner:
         for generator in self._watched.generators:
             generator.start()
         self._schedule_tick()
+
+    async def _load(self, load: Load) -> None:
+        instance = load.instance or None
+        if load.file:
+            await self.kernel.insmod(load.file, instance=instance, **load.params)
+        else:
+            await self.kernel.modprobe(load.name, instance=instance, **load.params)
 
     def _device(self, name: str) -> Device:
         devices = self.kernel.devices.devices
@@ -257,6 +275,16 @@ class Runner:
             wrong = INVARIANTS[name].after(self._watched)
             if wrong:
                 self._broken.setdefault(name, f"{wrong} (seen after shutdown)")
+
+    def _verdict(self, name: str) -> Verdict:
+        if name in self._broken:
+            return Verdict(name, False, self._broken[name])
+        unchecked = invariants.not_checked(name, self._watched)
+        return Verdict(name, True, unchecked, checked=not unchecked)
+
+    def _unfinished(self) -> tuple[str, ...]:
+        gave_up = (g.spec for g in self._watched.generators if g.gave_up and g.spec.count)
+        return tuple(spec.name for spec in gave_up if not expects_failure(self.scenario.checks, spec.name))
 
     def _values(self) -> dict[str, Any]:
         self._watched.refresh()

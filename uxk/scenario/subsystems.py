@@ -6,6 +6,7 @@ them by name; importing a subsystem is left to its ``attach``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -40,7 +41,7 @@ SUBSYSTEMS: Final[dict[str, Subsystem]] = {}
 def register_subsystem(name: str, params: type[Params], attach: Attach) -> None:
     """Makes ``[subsystems.NAME]`` known to scenarios.  UsageError (EEXIST) if it is known already."""
     if name in SUBSYSTEMS:
-        raise UsageError(f"subsystem {name!r} is registered already", errno=17)
+        raise UsageError(f"subsystem {name!r} is registered already", errno=errno.EEXIST)
     SUBSYSTEMS[name] = Subsystem(params, attach)
 
 

@@ -53,6 +53,9 @@ class Generator:
         self._spent = 0
         """Operations chosen of ``count``; reading back comes on top."""
         self.stopped = False
+        self.gave_up = False
+        """A closed loop stopped because its device is gone for good."""
+        self.first_mismatch = ""
         self.outstanding: dict[int, Operation] = {}
         """Accepted and not yet answered, by command id."""
         self.issued = self.accepted = self.completed = self.failed = self.refused = self.retries = 0
@@ -168,6 +171,7 @@ class Generator:
     def _retry(self) -> None:
         if self._device.agent.state is ModuleState.GONE:
             self.refused += len(self._ready)
+            self.gave_up = True
             self.stop()
         elif not self._retry_armed:
             self._retry_armed = True
@@ -243,9 +247,20 @@ class Generator:
             self.verified += 1
         elif wrong:
             self.mismatches += 1
+            self.first_mismatch = self.first_mismatch or f"block {operation.block}: {wrong}"
             if self.mismatches <= MISMATCHES_TOLD:
                 text = f"workload {self.spec.name}: block {operation.block}: {wrong}"
                 self._machine.log("err", self._device.agent.name, text, errno=errno.EILSEQ)
+
+    def note(self) -> str:
+        """What a report should say beside the figures, ``"EIO x4; stopped after 5 of 20"``; else ``""``."""
+        parts = [", ".join(f"{name} x{times}" for name, times in sorted(self.errors.items()))]
+        if self.gave_up:
+            count = self.spec.count
+            whole = f" of {count}" if count else ""
+            reading = count and self.accepted >= count
+            parts.append("stopped while reading back" if reading else f"stopped after {self.accepted}{whole}")
+        return "; ".join(filter(None, parts))
 
     def results(self) -> dict[str, Any]:
         """Figures for ``workloads.NAME``."""

@@ -1,4 +1,4 @@
-"""Conformance checks of lifecycle: loading, removal, shutdown, crashes; at once and at any point in between."""
+"""Conformance checks of lifecycle: loading, removal, shutdown, crashes; at once and after each of the first turns."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_load_unload(examined: Subject) -> None:
 
 @check
 def check_cancelled_load(examined: Subject) -> None:
-    """A ``modprobe`` that is cancelled at any point either has loaded the module or leaves nothing."""
+    """A ``modprobe`` cancelled after each of the first turns (0 to 7) has loaded the module or leaves nothing."""
     for turns in range(POINTS):
 
         async def body(kernel: Kernel, turns: int = turns) -> None:
@@ -105,7 +105,7 @@ def check_removal_in_flight(examined: Subject) -> None:
 
 @check
 def check_shutdown_in_flight(examined: Subject) -> None:
-    """A kernel that shuts down at any point answers every request exactly once."""
+    """A kernel that shuts down after each of the first turns (0 to 7) answers every request exactly once."""
     for turns in range(POINTS):
 
         async def body(kernel: Kernel, turns: int = turns) -> Ledger:
@@ -117,7 +117,9 @@ def check_shutdown_in_flight(examined: Subject) -> None:
 
 @check
 def check_crash(examined: Subject) -> None:
-    """Killed at any point, it comes back as its policy says, serves again, and loses no request without a word."""
+    """Killed after each of the first turns (0 to 7), it comes back as its policy says, serves again, and loses no
+    request without a word.
+    """
     for turns in range(POINTS):
 
         async def body(kernel: Kernel, turns: int = turns) -> None:
