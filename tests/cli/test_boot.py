@@ -136,6 +136,8 @@ def test_a_session(booted: Booted) -> None:
     assert booted.good("lsmod") == "Module                  Size  Used by\n"
 
     assert booted.good("modprobe", "cli-demo", "depth=16", "-k", str(booted.socket), "label=a b") == ""
+    code, _, err = booted.run("modprobe", "cli_demo", "siez=3", "-k", str(booted.socket))
+    assert (code, err) == (0, "# cli_demo: already loaded, parameters ignored\n")
     rows = json.loads(booted.good("lsmod", "--json"))
     assert [(row["name"], row["used_by"]) for row in rows] == [("cli_demo", []), ("cli_base", ["cli_demo"])]
     sizes = [f"{row['size_bytes']:>8}" for row in rows]

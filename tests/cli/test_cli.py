@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.machinery import SourceFileLoader
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from uxk.cli import VERB_FILES, build_parser, hoist, main, verb_of
-from uxk.cli.common import UsageExit, clean, only_error, param_texts
+from uxk.cli.common import UsageExit, clean, error_text, only_error, param_texts
 from uxk.cli.dmesg import level_mask
 from uxk.cli.modinfo import modinfo_text
 from uxk.cli.modules import lsmod_text
@@ -164,7 +166,17 @@ def test_wrong_usage(line: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_kernel_at_that_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lsmod", "-k", str(tmp_path / "absent")]) == 1
-    assert capsys.readouterr().err.endswith("[ENOENT]\n")
+    path = tmp_path / "absent"
+    assert capsys.readouterr().err == (
+        f"uxk: lsmod: no kernel at {path}: No such file or directory "
+        f"(start one with: uxk boot --socket {path}) [ENOENT]\n"
+    )
+
+
+def test_os_errors_are_told_once() -> None:
+    assert error_text(PermissionError(13, "Permission denied", "/a")) == "/a: Permission denied [EACCES]"
+    assert error_text(OSError(28, "No space left on device")) == "No space left on device [ENOSPC]"
+    assert error_text(OSError("odd")) == "odd"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,3 +232,54 @@ def test_json_without_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["modinfo", "cli-json", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["filename"] == str(file)
     assert kept.manifest.name == "cli_json"
+
+
+def test_files_and_modules_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "told.py"
+    file.write_text("import uxk\nclass J(uxk.Extension):\n    manifest = uxk.Manifest(name='cli_told')\n")
+    assert main(["modinfo", "-F", "name", str(file)]) == 0
+    assert capsys.readouterr().out == "cli_told\n"
+    assert main(["modprobe", "rd.py"]) == 1
+    assert "(a file? use insmod) [ENOENT]" in capsys.readouterr().err
+    assert main(["insmod", "null"]) == 1
+    assert "no file 'null' (a module? use modprobe) [ENOENT]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "cause"),
+    [
+        ("import uxk\n\ndef f():\n    raise ValueError('x')\nf()\n", 4, "ValueError: x"),
+        ("x = 1\nimport uxk_nowhere\n", 2, "ModuleNotFoundError: No module named 'uxk_nowhere'"),
+        ("x = 1\n\ndef broken(:\n", 3, "SyntaxError: invalid syntax"),
+        ("\nopen('/nowhere')\n", 2, "FileNotFoundError"),
+    ],
+)
+def test_import_errors_name_the_line(
+    text: str, line: int, cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    assert main(["modinfo", str(file)]) == 1
+    seen = capsys.readouterr().err
+    assert seen.startswith(f"uxk: modinfo: {file}:{line}: {cause}") and seen.count("bad.py") == 1
+
+
+def test_an_unreadable_file_keeps_its_errno(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "secret.py"
+    file.write_text("")
+
+    def refuse(loader: object, path: str) -> bytes:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(SourceFileLoader, "get_data", refuse)
+    assert main(["modinfo", str(file)]) == 1
+    assert capsys.readouterr().err == f"uxk: modinfo: '{file}': Permission denied [EACCES]\n"
+
+
+def test_lsmod_complains_of_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = EntryPoint("cli_broken", "uxk_nowhere:Thing", "uxk.modules")
+    monkeypatch.setattr("uxk.kernel.catalog._entry_points", lambda: {"cli_broken": broken})
+    assert main(["lsmod"]) == 0
+    assert "uxk: lsmod: module 'cli_broken': cannot import uxk_nowhere:Thing" in capsys.readouterr().err

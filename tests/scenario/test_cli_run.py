@@ -87,6 +87,14 @@ def test_several_seeds(scenario: Path, tmp_path: Path) -> None:
     assert len({line.split()[3] for line in done.stdout.splitlines()[:3]}) == 3
 
 
+def test_a_failing_seed_says_why_and_where(scenario: Path, tmp_path: Path) -> None:
+    done = uxk_run(scenario, "--seeds", 1, "--seed", 6, "--out", tmp_path / "runs", "-o", "workloads.load.count=7")
+    assert done.returncode == 1
+    done = uxk_run(scenario, "--seeds", 2, "--out", tmp_path / "more", "-o", "workloads.load.count=7")
+    line = done.stdout.splitlines()[0]
+    assert line.endswith(f"✘ workloads.load.completed == 500 (7); see {tmp_path / 'more' / 'seed-5'}")
+
+
 def test_a_good_run_prints_a_report_and_exits_with_0(scenario: Path) -> None:
     done = uxk_run(scenario)
     assert done.returncode == 0

@@ -129,6 +129,7 @@ def test_a_disk_that_lies_is_caught() -> None:
     result = run(ClosedLoop(device="spec_disk0", depth=4, count=200, verify=True), params={"lies_every": 50})
     assert result["workloads.load.mismatches"] > 0
     assert broken(result) == ["data-intact"]
+    assert "; the first: block " in next(verdict.seen for verdict in result.invariants if not verdict.good)
     assert result.exit_code == 3
 
 
@@ -194,6 +195,43 @@ def test_a_module_that_dies_for_good_ends_its_load(load: AnyWorkload) -> None:
     assert 0 < result["workloads.load.completed"] < 1000
     assert result["workloads.load.refused"] > 0
     assert broken(result) == []
+    lines = result.report().splitlines()
+    assert any(line.startswith("spec_mortal: gone after 0 restarts: ") for line in lines)
+    closed = isinstance(load, ClosedLoop)
+    assert result.exit_code == (1 if closed else 0)
+    if closed:
+        done = result["workloads.load.accepted"]
+        assert f"load: EIO x{result['workloads.load.failed']}; stopped after {done} of 1000" in lines
+        checks = (Check(value="workloads.load.refused", op=">", than=0),)
+        assert uxk.run(msgspec.structs.replace(result.scenario, checks=checks)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("check", "complaint"),
+    [
+        (Check(value="modules.spec_disk.state", op="<", than=3), "is text, but it is compared with a number"),
+        (Check(value="modules.spec_disk.completed", op="==", than="many"), "is a number, but it is compared with text"),
+        (Check(value="kernel.now_ns", op="<", than="5 parsec"), r"checks\[0\].than = '5 parsec': unknown unit"),
+        (Check(value="kernel.now_ns", op="<", than="$modules.spec_disk.state"), "is a number, but"),
+    ],
+    ids=str,
+)
+def test_checks_that_compare_text_with_numbers_are_refused(check: Check, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        run(checks=(check,))
+
+
+def test_an_invariant_that_nothing_tested_says_so() -> None:
+    report = run(ClosedLoop(device="spec_disk0", count=10)).report()
+    assert "  - data-intact (not checked: no workload has verify)" in report.splitlines()
+    assert "  ✔ data-intact" in run(ClosedLoop(device="spec_disk0", count=10, verify=True)).report().splitlines()
+
+
+def test_a_module_that_cannot_be_loaded_is_named_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text("[[modules]]\nname = 'spec-disk'\nparams = { sise = 1 }\n")
+    with pytest.raises(ParamError, match=r"s\.toml: modules\[0\]: .*unknown parameter 'sise'"):
+        uxk.run(path)
 
 
 def test_time_ends_a_run_with_requests_in_flight() -> None:
@@ -211,7 +249,8 @@ def test_time_ends_a_run_with_requests_in_flight() -> None:
         (Check(value="workloads.load.completed", op="!=", than=10), False),
         (Check(value="workloads.load.p99_ns", op=">", than=1.5), True),
         (Check(value="modules.spec_disk.state", op="==", than="LIVE"), True),
-        (Check(value="modules.spec_disk.state", op="<", than=3), False),
+        (Check(value="workloads.load.p99_ns", op="<=", than="1.5ms"), True),
+        (Check(value="workloads.load.p99_ns", op=">=", than="1h"), False),
         (Check(value="modules.spec_disk.attributes.nothing", op="==", than=3), False),
         (Check(value="kernel.now_ns", op="<=", than=float("nan")), False),
     ],

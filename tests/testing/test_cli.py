@@ -10,7 +10,8 @@ import pytest
 from uxk.cli import main
 from uxk.cli.new import generate
 from uxk.errors import UsageError
-from uxk.testing import all_checks
+from uxk.testing import CheckFailure, Subject, all_checks, subject
+from uxk.testing.subject import check
 
 NAMES = [check.__name__ for check in all_checks()]
 
@@ -73,9 +74,25 @@ def test_refusals(words: list[str], code: int, message: str, capsys: pytest.Capt
     assert message in capsys.readouterr().err
 
 
-def test_check_with_a_bad_parameter_fails_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "null", "-p", "sise=1", "--only", "idle"]) == 1
-    assert "unknown parameter 'sise'" in capsys.readouterr().out
+def test_check_refuses_a_bad_parameter_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "null", "-p", "sise=1"]) == 2
+    seen = capsys.readouterr()
+    assert seen.out == "" and seen.err.count("unknown parameter 'sise'") == 1
+
+
+def test_a_failure_is_told_without_the_groups_around_it() -> None:
+    @check
+    def check_grouped(_: Subject) -> None:
+        raise ExceptionGroup("a", [ExceptionGroup("b", [ValueError("inner")])])
+
+    with pytest.raises(CheckFailure, match="saw ValueError: inner; expected no error"):
+        check_grouped(subject("null"))
+
+
+def test_new_says_to_install_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "driver", "thing", "--dir", str(tmp_path)]) == 0
+    _, _, steps = capsys.readouterr().out.partition("\nNext, in ")
+    assert steps.splitlines()[1] == "  pip install -e '.[test]'"
 
 
 def test_new_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,13 @@ class ControlClient:
             stream = await trio.open_unix_socket(os.fspath(self.path))
         except (OSError, ValueError) as exc:
             number = exc.errno if isinstance(exc, OSError) else errno.ENAMETOOLONG
-            raise UsageError(f"{self.path}: no kernel to talk to: {exc}", errno=number or errno.EIO) from exc
+            reason = os.strerror(number) if number else str(exc)
+            hint = ""
+            if number in (errno.ENOENT, errno.ECONNREFUSED):
+                hint = f" (start one with: uxk boot --socket {self.path})"
+            elif number in (errno.EACCES, errno.EPERM):
+                hint = " (the socket belongs to its owner: only that user may connect)"
+            raise UsageError(f"no kernel at {self.path}: {reason}{hint}", errno=number or errno.EIO) from exc
         uid, own = peer_uid(stream.socket), os.geteuid()
         if uid not in (None, 0, own) and own != 0:
             await trio.aclose_forcefully(stream)

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from uxk.cli.common import FAILED, GOOD, Subparsers, UsageExit, add_verb, clean, param_texts, print_json
+from uxk.cli.common import (
+    FAILED,
+    GOOD,
+    USAGE,
+    Subparsers,
+    UsageExit,
+    add_verb,
+    clean,
+    complain,
+    error_text,
+    param_texts,
+    print_json,
+)
+from uxk.errors import ManifestError, ParamError
 
 if TYPE_CHECKING:
     from uxk.testing import Check, Subject
@@ -22,11 +36,17 @@ def register(subparsers: Subparsers) -> None:
 
 
 def check(args: argparse.Namespace) -> int:
-    """One line for each check as it ends; exit code 1 if any fails."""
+    """One line for each check as it ends; exit code 1 if any fails, 2 if the module cannot take the parameters."""
     from uxk.testing import run_checks
 
+    try:
+        examined = _subject(args)
+        _try_params(examined)
+    except ParamError as exc:
+        complain("check", error_text(exc))
+        return USAGE
     failed = passed = 0
-    for result in run_checks(_subject(args), checks=_selected(args.only)):
+    for result in run_checks(examined, checks=_selected(args.only)):
         failed += not result.passed
         passed += result.passed
         if args.json:
@@ -56,6 +76,16 @@ def _subject(args: argparse.Namespace) -> Subject:
 
     catalog = Catalog(ModprobeConfig())
     return subject(catalog.get(catalog.add_file(args.module).name), params)
+
+
+def _try_params(examined: Subject) -> None:
+    """Raises ParamError if the given parameters are wrong: once, not in every check."""
+    from uxk.core.params import parse_params
+    from uxk.kernel.catalog import checked
+
+    if examined.params:
+        with suppress(ManifestError):  # which check_manifest reports
+            parse_params(examined.name, checked(examined.cls).params, examined.params)
 
 
 def _selected(names: list[str]) -> list[Check]:

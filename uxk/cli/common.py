@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -126,7 +127,10 @@ def error_text(exc: UxkError | OSError) -> str:
     if isinstance(exc, UxkError):
         return f"{clean(exc.args[0] if exc.args else type(exc).__name__)} [{exc.errno_name}]"
     name = numbers.errorcode.get(exc.errno or 0)
-    return clean(exc) + (f" [{name}]" if name else "")
+    text = exc.strerror or str(exc)  # str() would put the number in front
+    if exc.strerror and exc.filename is not None:
+        text = f"{os.fsdecode(exc.filename) if isinstance(exc.filename, bytes) else exc.filename}: {text}"
+    return clean(text) + (f" [{name}]" if name else "")
 
 
 def only_error(group: BaseExceptionGroup[Any]) -> BaseException:

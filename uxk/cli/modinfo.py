@@ -16,7 +16,7 @@ def register(subparsers: Subparsers) -> None:
     """Adds the verbs."""
     parser = add_verb(subparsers, "modinfo", modinfo, kernel=True, help="show what a module says of itself", json=True)
     parser.add_argument("-F", "--field", metavar="FIELD", help="print only this field's values, one per line")
-    parser.add_argument("name", metavar="NAME", help="a module or an alias")
+    parser.add_argument("name", metavar="NAME", help="a module, an alias, or a .py file")
     add_verb(subparsers, "depmod", depmod, kernel=True, help="print dependencies and aliases of all modules", json=True)
 
 
@@ -35,11 +35,14 @@ def modinfo(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> ModuleInfo:
-    if args.kernel:
+    if args.kernel and not args.name.endswith(".py"):
         return with_kernel(args, lambda kernel: kernel.modinfo(args.name))
     from uxk.kernel.kernel import Kernel
 
-    return Kernel().modinfo(args.name)
+    kernel = Kernel()
+    if args.name.endswith(".py"):  # a file is looked at here, as kmod's modinfo does
+        return kernel.modinfo(kernel.catalog.add_file(args.name).name)
+    return kernel.modinfo(args.name)
 
 
 def modinfo_text(info: ModuleInfo) -> str:

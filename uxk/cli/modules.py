@@ -89,17 +89,22 @@ def lsmod_text(rows: Iterable[Row]) -> str:
 def lsmod(args: argparse.Namespace) -> int:
     """Loaded modules of the running kernel; without one, those that can be loaded."""
     rows: Iterable[Row]
+    problems: list[str] = []
     if args.kernel:
         rows = with_kernel(args, lambda kernel: kernel.lsmod())
     else:
         from uxk.kernel.kernel import Kernel
 
         note("no running kernel (-k): modules that can be loaded, with the memory they would be granted")
-        rows = Kernel().available()
+        kernel = Kernel()
+        rows = kernel.available()
+        problems = [text for _, text in sorted(kernel.catalog.broken.items())]
     if args.json:
         print_json(rows)
     else:
         print(lsmod_text(rows))
+    for problem in problems:
+        complain("lsmod", clean(problem))
     return GOOD
 
 
@@ -115,9 +120,17 @@ def modprobe(args: argparse.Namespace) -> int:
         with_kernel(args, lambda kernel: _remove(kernel, args.name))
         return GOOD
     if args.kernel:
-        with_kernel(args, lambda kernel: kernel.modprobe(args.name, params, instance=args.instance))
+        with_kernel(args, lambda kernel: _load(kernel, args.name, params, args.instance))
         return GOOD
     return trial("modprobe", lambda kernel: kernel.modprobe(args.name, instance=args.instance or None, **params))
+
+
+async def _load(kernel: ControlClient, name: str, params: dict[str, str], instance: str) -> None:
+    """Loads; what is loaded already stays as it is, which whoever gave parameters should know."""
+    before = {row.name for row in await kernel.lsmod()} if params else set()
+    loaded = await kernel.modprobe(name, params, instance=instance)
+    if loaded in before:
+        note(f"{clean(loaded)}: already loaded, parameters ignored")
 
 
 def insmod(args: argparse.Namespace) -> int:

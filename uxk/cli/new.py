@@ -48,8 +48,9 @@ def new(args: argparse.Namespace) -> int:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(path)
     name = folder.name.removeprefix(PREFIX)
-    print(f"\nNext:\n  cd {folder}\n  python -m pytest        # its own test and the conformance suite")
-    print(f"  pip install -e .        # then: uxk modinfo {name}; uxk check {name}")
+    print(f"\nNext, in {folder}:\n  pip install -e '.[test]'")
+    print("  python -m pytest        # its own test and the conformance suite")
+    print(f"  uxk modinfo {name}; uxk check {name}")
     return GOOD
 
 

@@ -134,7 +134,7 @@ def _print(results: list[Result], json: bool, out: str | None) -> None:
             print_json(result.to_dict())
         return
     if len(results) == 1:
-        print(results[0].report())
+        print(clean_lines(results[0].report()))
         return
     for result in results:
         print(f"seed {result.seed}: hash {result.event_hash} {_summary(result, out)}")

@@ -10,9 +10,10 @@ import functools
 import importlib.metadata
 import importlib.util
 import sys
+import traceback
 import types
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from uxk.core.depgraph import ModuleGraph
@@ -54,7 +55,13 @@ class Catalog:
 
         Raises :class:`NoSuchModule`, or :class:`ModuleError` naming file and cause.
         """
-        return self.add(_import_file(Path(path)))
+        path = Path(path)
+        try:
+            return self.add(_import_file(path))
+        except NoSuchModule as exc:
+            if path.suffix != ".py" and canonical(path.name) in self.names():
+                raise NoSuchModule(f"{exc} (a module? use modprobe)") from None
+            raise
 
     def find(self, name: str) -> ExtensionClass | None:
         """The class of the module really called ``name`` (aliases do not count), or None.
@@ -71,7 +78,7 @@ class Catalog:
         """The class of module ``name`` or alias ``name``; NoSuchModule, with a suggestion, if there is none."""
         cls = self.find(name)
         if cls is None:
-            cls = self.find(self.graph().resolve(name))
+            cls = self.find(_resolved(self.graph(), name))
         assert cls is not None
         return cls
 
@@ -91,7 +98,10 @@ class Catalog:
 
     def graph_for(self, name: str) -> ModuleGraph:
         """The graph that decides about ``name``; everything is imported only if that is an alias."""
-        return self.graph(name if self.find(name) else None)
+        graph = self.graph(name if self.find(name) else None)
+        if name.endswith(".py"):
+            _resolved(graph, name)
+        return graph
 
     def resolve(self, name: str) -> str:
         """The real name of module or alias ``name``; a name that nobody has is returned as it is."""
@@ -128,9 +138,9 @@ class Catalog:
         try:
             cls = entry_point.load()
         except (Exception, SystemExit) as exc:  # somebody else's package: anything may go wrong
-            raise ModuleError(
-                f"module {name!r}: cannot import {entry_point.value}: {type(exc).__name__}: {exc}"
-            ) from exc
+            failure = _import_failure(exc, entry_point.module.partition(".")[0])
+            text = f"module {name!r}: cannot import {entry_point.value}: {failure.place}{failure.text}"
+            raise ModuleError(text, errno=failure.errno) from exc
         if not (isinstance(cls, type) and issubclass(cls, Extension)):
             raise ModuleError(f"module {name!r}: {entry_point.value} is no uxk.Extension")
         return cls
@@ -164,7 +174,11 @@ def description(cls: ExtensionClass) -> str:
 
 
 def _import_file(path: Path) -> ExtensionClass:
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as exc:  # in a folder that may not be searched
+        raise ModuleError(f"{str(path)!r}: {exc.strerror}", errno=exc.errno) from exc
+    if not found:
         raise NoSuchModule(f"no file {str(path)!r}")
     if path.suffix != ".py":
         raise ModuleError(f"{str(path)!r}: expected a .py file")
@@ -183,7 +197,41 @@ def _import_file(path: Path) -> ExtensionClass:
         if before is not None:
             sys.modules[name] = before
         if isinstance(exc, (Exception, SystemExit)) and not isinstance(exc, ModuleError):
-            raise ModuleError(f"{str(path)!r}: {type(exc).__name__}: {exc}") from exc
+            failure = _import_failure(exc, name, spec.origin)
+            raise ModuleError((failure.place or f"{str(path)!r}: ") + failure.text, errno=failure.errno) from exc
+        raise
+
+
+class _ImportFailure(NamedTuple):
+    place: str
+    """``file:line: `` of the innermost frame that is the module's own, or nothing."""
+    text: str
+    errno: int | None
+
+
+def _import_failure(exc: BaseException, package: str, file: str | None = None) -> _ImportFailure:
+    """Where and why the import of ``package`` (whose source is ``file``) failed."""
+    place, kind = "", type(exc).__name__
+    for frame, line in traceback.walk_tb(exc.__traceback__):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+            place = f"{frame.f_code.co_filename}:{line}: "
+    if isinstance(exc, SyntaxError) and exc.filename:
+        where = f"{exc.filename}:{exc.lineno or 1}: "
+        if exc.filename == file or (not place and file is None):
+            return _ImportFailure(where, f"{kind}: {exc.msg}", None)
+        return _ImportFailure(place, f"{where}{kind}: {exc.msg}", None)
+    if isinstance(exc, OSError) and exc.strerror and not place:  # its source cannot be read
+        other = f"{exc.filename}: " if exc.filename and exc.filename != file else ""
+        return _ImportFailure("", f"{other}{exc.strerror}", exc.errno)
+    return _ImportFailure(place, f"{kind}: {exc}", None)
+
+
+def _resolved(graph: ModuleGraph, name: str) -> str:
+    try:
+        return graph.resolve(name)
+    except NoSuchModule as exc:
+        if name.endswith(".py"):
+            raise NoSuchModule(f"{exc} (a file? use insmod)") from None
         raise
 
 

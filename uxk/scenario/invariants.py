@@ -47,8 +47,8 @@ class Watched:
         """A line of kmsg."""
         if record.facility == FACILITY_KERNEL and ("bug" in record.fields or record.text.startswith("BUG")):
             self.bugs.append(record.text)
-        elif record.text.startswith("oops: ") and "incarnation" in record.fields:
-            agent = self.kernel.agents.get(record.facility)
+        elif record.facility == FACILITY_KERNEL and record.text.startswith("oops: ") and "incarnation" in record.fields:
+            agent = self.kernel.agents.get(record.source)
             if agent is not None:
                 self.oopses[agent.id] = record.text.removeprefix("oops: ").partition("\n")[0]
 

@@ -124,9 +124,19 @@ def check(function: Check) -> Check:
         except Broken as exc:
             raise CheckFailure(module, name, exc.seen, exc.expected) from None
         except Exception as exc:
-            raise CheckFailure(module, name, f"{type(exc).__name__}: {exc}", "no error") from exc
+            error = _only_error(exc)
+            if isinstance(error, Broken):
+                raise CheckFailure(module, name, error.seen, error.expected) from None
+            raise CheckFailure(module, name, f"{type(error).__name__}: {error}", "no error") from exc
 
     return wrapped
+
+
+def _only_error(error: Exception) -> Exception:
+    """The one error in a group, however deep Trio's nurseries have wrapped it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 # --- sessions -------------------------------------------------------------------------------------------
