@@ -24,6 +24,7 @@ VERB_FILES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("uxk.cli.dmesg", ("dmesg",)),
     ("uxk.cli.tree", ("cat", "echo", "ls", "tree")),
     ("uxk.cli.run", ("run",)),
+    ("uxk.cli.record", ("record",)),
     ("uxk.cli.new", ("new",)),
     ("uxk.cli.check", ("check",)),
 )
