@@ -18,6 +18,7 @@ from uxk.core.streams import RandomStreams
 from uxk.errors import BudgetError, CapabilityError, RequestError, RingFull, UsageError, errno_name
 from uxk.limits import I64_MAX, KMSG_TEXT_MAX_BYTES, TIMERS_PER_ACTOR_MAX
 from uxk.uapi import entries as e
+from uxk.uapi.ml import ModelCommand
 from uxk.uapi.rights import Rights
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class Reply:
         if self.completion is not None:
             callback(self.completion)
         return self
+
+    @property
+    def cid(self) -> int:
+        """The command's number."""
+        return int(getattr(self._entry, "cid", 0))
 
     def resolve(self, completion: e.Completion) -> None:
         """Delivers the answer; called by the actor runtime."""
@@ -374,9 +380,45 @@ class Context:
         """kmsg as events with topic ``kmsg``: name is the source, value the record as JSON."""
         return self.command(lambda cid: e.FollowKmsg(cid, max_level, oldest))
 
-    def hint(self, site: str, generation: int, ttl_ns: int, payload: bytes, dataset: int = 0) -> Reply:
-        """Recommends ``payload`` to a decision site; the answer says only whether it was taken in."""
-        return self.command(lambda cid: e.Hint(cid, site, generation, ttl_ns, payload, dataset))
+    def hint(
+        self, site: str, generation: int, ttl_ns: int, payload: bytes, dataset: int = 0, *,
+        dataset_generation: int = 0, predicted: int = 0, standing: bool = False,
+    ) -> Reply:  # fmt: skip
+        """Recommends ``payload`` to a decision site; the answer says only whether it was taken in.
+
+        With ``standing`` it is in force until its time is over or the next one comes; else one decision uses it
+        up.  The reply's ``cid`` is the number by which feedback names it.
+        """
+        return self.command(lambda cid: e.Hint(
+            cid, site, generation, ttl_ns, payload, dataset, dataset_generation, predicted, standing
+        ))  # fmt: skip
+
+    def model(self, name: str, command: int, dataset: str = "", *, offset: int = 0, size: int = 0) -> Reply:
+        """A command for a model proxy, see :class:`~uxk.uapi.ml.ModelCommand`."""
+        return self.command(lambda cid: e.Model(cid, name, int(command), dataset, offset, size))
+
+    def attach(self, model: str) -> Reply:
+        """Asks for the events of a model, whether it exists already or not; the manifest asks for ``model:NAME``."""
+        return self.model(model, ModelCommand.ATTACH)
+
+    # --- actions ---
+
+    def recommend_sysctl(
+        self, sysctl: str, value: int | str | tuple[int, ...], *, lifetime_ns: int = 0, why: str = ""
+    ) -> Reply:
+        """A sysctl write on trial: reverted after ``lifetime_ns``, when its KPI gets worse, or when this instance ends.
+
+        The answer's ``result`` is the action's number, the status says why there is none: ENODEV (nobody watches
+        that sysctl), EINVAL (its range), EBUSY (another is on trial), EAGAIN (nothing to compare with yet), EDQUOT.
+        The manifest asks for ``sysctl:NAME:submit``.  News of it come as events with topic ``action``.
+        """
+        number = int(value) if isinstance(value, bool) else value
+        text = " ".join(map(str, number)) if isinstance(number, tuple) else str(number)
+        return self.command(lambda cid: e.RecommendSysctl(cid, sysctl, text, lifetime_ns, why))
+
+    def settle_action(self, action: int, *, keep: bool) -> Reply:
+        """Asks to keep an action's value for good, which its KPI must justify (EAGAIN, EACCES); or takes it back."""
+        return self.command(lambda cid: e.SettleAction(cid, action, keep))
 
 
 class _Batches:

@@ -48,6 +48,9 @@ class Extension(Generic[P]):
     def setup(self, ctx: Context) -> None:
         """Called once, before anything else; the module is ready when it returns (unless ``ready="explicit"``)."""
 
+    def _begin(self, ctx: Context) -> None:
+        """For base classes: called after ``setup``, whether or not an author's override calls the base's."""
+
     def on_batch(self, ctx: Context, requests: Sequence[Request]) -> None:
         """Requests in the order of their submission; complete each, now or later, in any order."""
         for request in requests:

@@ -12,7 +12,7 @@ import trio
 
 import uxk
 from uxk.core.lifecycle import ModuleState
-from uxk.core.mailbox import Mailbox
+from uxk.core.site import DecisionSite
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.pace import CPU_PERIOD_NS
 from uxk.limits import NS_PER_S, PPM
@@ -27,7 +27,7 @@ class Puppet(uxk.Extension):
 
     manifest = uxk.Manifest(
         name="puppet", restart=uxk.RestartPolicy(mode="temporary"),
-        capabilities=("lock:*:lock", "snapshot:*:read,write,grant", "device:other0:submit", "kmsg:read"),
+        capabilities=("lock:*:lock", "snapshot:*:read,write,grant", "device:other0:submit", "kmsg:read", "site:*"),
         budget=uxk.Budget(memory_bytes=4 * PAGE, hints_per_s=10, log_burst=5),
     )  # fmt: skip
     ctx: ClassVar[uxk.Context]
@@ -116,7 +116,7 @@ async def test_admission_refuses_what_does_not_exist_before_any_code_runs() -> N
 async def test_hints_a_second_are_counted_in_virtual_time() -> None:
     async with uxk.Kernel(seed=1) as kernel:
         module = await kernel.insmod(Puppet)
-        kernel.machine.sites["site"] = box = Mailbox("site", lambda payload: "")
+        kernel.machine.sites["site"] = box = DecisionSite("site", lambda payload: "")
 
         async def hint() -> int:
             return (await ask(kernel, Puppet.ctx.hint("site", 0, 100, b"x"))).status
@@ -134,7 +134,7 @@ async def test_hints_a_second_are_counted_in_virtual_time() -> None:
 async def test_a_hint_for_no_site_or_of_another_generation_is_refused_with_its_reason() -> None:
     async with uxk.Kernel(seed=1) as kernel:
         module = await kernel.insmod(Puppet)
-        kernel.machine.sites["site"] = Mailbox("site", lambda payload: "")
+        kernel.machine.sites["site"] = DecisionSite("site", lambda payload: "")
         assert (await ask(kernel, Puppet.ctx.hint("nowhere", 0, 100, b"x"))).status == errno.ENODEV
         refused = await ask(kernel, Puppet.ctx.hint("site", 3, 100, b"x"))
         assert (refused.status, refused.payload) == (errno.EINVAL, b"stale_generation")

@@ -15,7 +15,7 @@ from typing import Annotated
 import trio
 
 import uxk
-from uxk.core.mailbox import Mailbox
+from uxk.core.site import DecisionSite
 from uxk.errors import UxkError
 
 MS = 1_000_000
@@ -107,7 +107,7 @@ class Agent(uxk.Extension[Params]):
 
     manifest = uxk.Manifest(
         name="busy-agent", kind="ml-agent", params=Params, restart=RESTART, binds=(uxk.Bind({"class": "busy"}),),
-        capabilities=("sysfs:/sys/*:read,write",),
+        capabilities=("sysfs:/sys/*:read,write", "site:busy-site"),
     )  # fmt: skip
 
     def setup(self, ctx: uxk.Context) -> None:
@@ -230,7 +230,7 @@ async def user(kernel: uxk.Kernel, number: int) -> None:
 async def main(seed: int, clock: str = "virtual") -> tuple[str, dict[str, int]]:
     async with uxk.Kernel(seed=seed, clock=clock) as kernel:  # type: ignore[arg-type]
         kernel.machine.costs_ns.update({"busy-stacked": 400, "busy-agent": 900, "busy-task": 100, "busy-watcher": 50})
-        kernel.machine.sites["busy-site"] = Mailbox("busy-site", lambda payload: "odd" if payload[0] % 2 else "")
+        kernel.machine.sites["busy-site"] = DecisionSite("busy-site", lambda payload: "odd" if payload[0] % 2 else "")
         modules = await load(kernel)
         async with trio.open_nursery() as nursery:
             for number in range(6):

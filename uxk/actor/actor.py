@@ -85,6 +85,7 @@ class Actor:
         if self._extension is not None:
             with self._contained("setup"):
                 self._extension.setup(self.ctx)
+                self._extension._begin(self.ctx)
 
     async def run(self) -> None:
         """The extension's Trio task.  A crash is recorded; cancellation passes through."""

@@ -31,7 +31,7 @@ RIGHTS: Final = ("read", "write", "submit", "ioctl", "poll", "lock", "grant")
 DEFAULT_RIGHTS: Final = {
     "kmsg": ("read",), "sysctl": ("read",), "sysfs": ("read",), "device": ("submit",),
     "chardev": ("read",), "lock": ("lock",), "snapshot": ("read",),
-    "module": ("read",), "class": ("read",),
+    "module": ("read",), "class": ("read",), "model": ("read",), "site": ("submit",),
 }  # fmt: skip
 """Known kinds, and the rights of a request that names none: the least that is of use."""
 

@@ -157,10 +157,12 @@ class SysctlTable:
     and from ``set`` whatever ``on_change`` raises.
     """
 
-    __slots__ = ("_entries", "_tree")
+    __slots__ = ("_entries", "_tree", "on_write")
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self.on_write: Callable[[SysctlEntry[Any], Value], object] = lambda entry, before: None
+        """Told of every write that was done, with the value from before it."""
         self._entries: dict[str, SysctlEntry[Any]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -190,6 +192,12 @@ class SysctlTable:
         self._tree.add_attribute(folder, attribute, parents=True)
         self._entries[name] = entry
         return entry
+
+    def unregister(self, name: str) -> None:
+        """Removes a sysctl with its file; whoever holds the entry keeps its last value."""
+        name = self.entry(name).spec.name
+        self._tree.remove_attribute(*_place(name))
+        del self._entries[name]
 
     def entry(self, name: str) -> SysctlEntry[Any]:
         """The registered sysctl of that name."""
@@ -233,6 +241,7 @@ class SysctlTable:
         entry.writer, entry.writes = writer, entry.writes + 1
         if value != before and self._entries.get(spec.name) is entry:
             self._tree.notify(f"{ROOT}/{spec.name}")
+        self.on_write(entry, before)
 
 
 def _place(name: str) -> tuple[str, str]:

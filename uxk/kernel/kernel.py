@@ -21,6 +21,7 @@ from uxk.core.sysctl import Sysctl, SysctlTable
 from uxk.core.tree import Tree
 from uxk.errors import NoSuchModule, UsageError
 from uxk.kernel import views
+from uxk.kernel.actions import Actions
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.callport import CallPort
 from uxk.kernel.catalog import Catalog, ExtensionClass
@@ -33,6 +34,7 @@ from uxk.kernel.info import available_rows, depmod, loaded_rows, module_info
 from uxk.kernel.loader import Loader
 from uxk.kernel.machine import Machine
 from uxk.kernel.memory import Memory
+from uxk.kernel.models import Models
 from uxk.kernel.module import Module
 from uxk.kernel.pin import pin_trio
 from uxk.kernel.publish import Publisher
@@ -74,11 +76,17 @@ class Kernel:
         publisher = Publisher(machine)
         services.extend(sharing.services())
         services.extend(memory.services())
+        self.models = Models(machine)
+        self.create_model = self.models.create
+        """Makes an ML model proxy for a subsystem: see :meth:`uxk.kernel.models.Models.create`."""
+        services.extend(self.models.services())
+        self._actions = Actions(machine)
+        services.extend(self._actions.services())
         services.extend({
             e.SetAttribute: publisher.set_attribute, e.FollowKmsg: publisher.follow_kmsg,
             e.AddChardev: self.chardevs.add, e.SetPoll: self.chardevs.set_poll,
         })  # fmt: skip
-        reclaimer = Reclaimer(machine, services, sharing, memory, publisher, self.devices, self.chardevs)
+        reclaimer = Reclaimer(machine, services, sharing, memory, publisher, self.devices, self.chardevs, self.models)
         supervisor = Supervisor(machine, reclaimer)
         self._incarnations = Incarnations(machine, self.agents, self.devices, supervisor, memory.map_region)
         self._loader = Loader(
@@ -123,6 +131,7 @@ class Kernel:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         try:
+            self.models.close_all()
             self._loader.unload_all()
             self.machine.log("info", "kernel", "shut down")
         finally:
@@ -255,6 +264,11 @@ class Kernel:
     def sysctl(self) -> SysctlTable:
         """Typed settings under /proc/sys."""
         return self.machine.sysctl
+
+    @property
+    def actions(self) -> Actions:
+        """Sysctl writes that agents recommend: subsystems offer sysctls here, with the KPI that judges them."""
+        return self._actions
 
     @property
     def kmsg(self) -> KmsgRing:

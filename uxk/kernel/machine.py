@@ -17,7 +17,7 @@ from uxk.core.eventhash import EventHash
 from uxk.core.events import EventHeap
 from uxk.core.kmsg import LEVELS, KmsgRing
 from uxk.core.lock import LockTable
-from uxk.core.mailbox import Mailbox
+from uxk.core.site import DecisionSite
 from uxk.core.snapshot import SnapshotTable
 from uxk.core.streams import RandomStreams
 from uxk.core.sysctl import SysctlTable
@@ -61,7 +61,7 @@ class Machine:
         self.waits = WaitForGraph()
         self.locks = LockTable()
         self.snapshots = SnapshotTable()
-        self.sites: dict[str, Mailbox] = {}
+        self.sites: dict[str, DecisionSite] = {}
         self.costs_ns: dict[str, int] = {}
         """Cost of one turn by module, measured once on the charged clock; keep it to reproduce the run."""
         self.runnable: deque[Runnable] = deque()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uxk.kernel.chardev import ChardevTable
     from uxk.kernel.devices import DeviceRegistry
     from uxk.kernel.memory import Memory
+    from uxk.kernel.models import Models
     from uxk.kernel.publish import Publisher
     from uxk.kernel.services import Services
     from uxk.kernel.sharing import Sharing
@@ -27,7 +28,7 @@ class Reclaimer:
 
     def __init__(
         self, machine: Machine, services: Services, sharing: Sharing, memory: Memory, publisher: Publisher,
-        devices: DeviceRegistry, chardevs: ChardevTable,
+        devices: DeviceRegistry, chardevs: ChardevTable, models: Models,
     ) -> None:  # fmt: skip
         self._machine = machine
         self._services = services
@@ -36,6 +37,7 @@ class Reclaimer:
         self._publisher = publisher
         self._devices = devices
         self._chardevs = chardevs
+        self._models = models
 
     def crashed(self, agent: KernelAgent) -> None:
         """What dies with an incarnation."""
@@ -45,8 +47,7 @@ class Reclaimer:
         self._memory.drop(agent, keep=True)
         self._chardevs.quiesce(agent)
         self._publisher.withdraw(agent)
-        for site in machine.sites.values():
-            site.forget(agent.id)
+        self._models.forget(agent)
         machine.caps.revoke_holder(agent.id, keep=self._services.lent_to(agent))
         agent.queue_cap = 0
         machine.waits.remove_node(agent.node)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uxk import limits
 from uxk.core.caps import Capability
 from uxk.core.kmsg import FACILITY_USER
-from uxk.errors import BudgetError, CapabilityError, UsageError, UxkError
+from uxk.errors import CapabilityError, UsageError, UxkError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.ports import Port
 from uxk.uapi import entries as e
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uxk.kernel.machine import Machine
 
 Answer: TypeAlias = tuple[int, bytes] | None
-_OPENABLE: Final = frozenset({"device", "lock", "snapshot", "sysctl", "sysfs", "kmsg", "chardev"})
+_OPENABLE: Final = frozenset({"device", "lock", "snapshot", "sysctl", "sysfs", "kmsg", "chardev", "model", "site"})
 _DONE: Final[Answer] = (0, b"")
 _CHARDEV_RIGHTS: Final = {
     int(e.Op.READ): Rights.READ, int(e.Op.WRITE): Rights.WRITE, int(e.Op.IOCTL): Rights.IOCTL,
@@ -125,7 +125,6 @@ class Services:
             e.Open: self._open, e.Derive: self._derive, e.Revoke: self._revoke,
             e.TreeRead: self._tree_read, e.TreeWrite: self._tree_write,
             e.AddDevice: self._add_device, e.RemoveDevice: self._remove_device,
-            e.Hint: self._hint,
         }  # fmt: skip
 
     def extend(self, table: dict[type, Callable[[KernelAgent, Any], Answer]]) -> None:
@@ -298,23 +297,6 @@ class Services:
         if self._machine.caps.find(agent.id, kind, target, Rights.WRITE) is None:
             raise CapabilityError(f"{path}: needs the capability {kind}:{target}:write")
         self._machine.tree.write(path, entry.value, writer=agent.name)
-        return _DONE
-
-    # --- hints ---
-
-    def _hint(self, agent: KernelAgent, entry: e.Hint) -> Answer:
-        now_ns = self._machine.now_ns
-        if not agent.hint_bucket.take(now_ns):
-            raise BudgetError(f"more than {agent.manifest.budget.hints_per_s} hints a second")
-        site = self._machine.sites.get(entry.site)
-        if site is None:
-            raise UsageError(f"no decision site {entry.site!r}", errno=errno.ENODEV)
-        agent.account.hints += 1
-        reason = site.offer(agent.id, entry, now_ns)
-        if reason:
-            agent.account.reject(f"hint_{reason}")
-            agent.answer(entry.cid, errno.EINVAL, payload=reason.encode())
-            return None
         return _DONE
 
 

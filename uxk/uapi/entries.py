@@ -307,6 +307,12 @@ class Hint(Entry, tag=53):
     ttl_ns: U63
     payload: Payload
     dataset: U63 = 0
+    """Number of the dataset that it was derived from, or 0."""
+    dataset_generation: U63 = 0
+    predicted: I64 = 0
+    """What the agent expects to come of it, in the site's own unit."""
+    standing: bool = False
+    """In force until its time is over or the next one comes, rather than used up by one decision."""
 
 
 class Charge(Entry, tag=54):
@@ -315,8 +321,43 @@ class Charge(Entry, tag=54):
     cost_ns: U63
 
 
+class Model(Entry, tag=55):
+    """A command for the model proxy ``model`` (``struct ml_lib_bpf_cmd_ctx``): a :class:`~uxk.uapi.ml.ModelCommand`.
+
+    Offset and size, in bytes, are those of a portion; size 0 means all there is from there on.
+    """
+
+    cid: U63
+    model: Name
+    command: U31
+    dataset: Annotated[str, Meta(max_length=NAME_MAX_BYTES)] = ""
+    offset: U63 = 0
+    size: U63 = 0
+
+
+class RecommendSysctl(Entry, tag=56):
+    """A sysctl write on trial: undone after ``lifetime_ns`` (0: the longest allowed) unless it is confirmed.
+
+    The answer's ``result`` is the action's number; what becomes of it arrives as events with topic ``action``.
+    """
+
+    cid: U63
+    sysctl: Path
+    value: Value
+    lifetime_ns: U63 = 0
+    why: Text = ""
+
+
+class SettleAction(Entry, tag=57):
+    """Asks to keep the value of an action on trial, or takes it back."""
+
+    cid: U63
+    action: U63
+    keep: bool = True
+
+
 Up: TypeAlias = (
     Submit | Ready | Log | Open | Derive | Revoke | Allocate | Free | Acquire | Release | Publish | Pin | Unpin
     | TreeRead | TreeWrite | SetAttribute | AddDevice | RemoveDevice | AddChardev | SetPoll | FollowKmsg | Hint
-    | Charge
+    | Charge | Model | RecommendSysctl | SettleAction
 )  # fmt: skip
