@@ -16,7 +16,7 @@ from uxk.testing import Check, Subject, all_checks, subject
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUP = "uxk.modules"
-GENERATED = (("driver", "my-disk"), ("extension", "a_longer_name_for_an_extension"))
+GENERATED = (("driver", "my-disk"), ("extension", "a_longer_name_for_an_extension"), ("ml-agent", "gc-2"))
 """What ``uxk new`` is asked for."""
 
 

@@ -64,7 +64,7 @@ def test_importing_uxk_is_cheap() -> None:
 
 
 def test_an_author_does_not_load_the_kernel() -> None:
-    loaded = loaded_after("import uxk; uxk.Extension, uxk.Manifest, uxk.Params, uxk.Context, uxk.Request, uxk.Budget")
+    loaded = loaded_after("import uxk; uxk.Extension, uxk.Manifest, uxk.Params, uxk.Context, uxk.MLAgent, uxk.online")
     assert not any(name.startswith(("uxk.kernel", "uxk.subsystems", "uxk.cli", "river")) for name in loaded)
 
 

@@ -14,7 +14,11 @@ __version__: Final = "0.1.0"
 if TYPE_CHECKING:
     from uxk.context import Context as Context
     from uxk.context import Reply as Reply
+    from uxk.core.action import ActionConfig as ActionConfig
     from uxk.core.cost import CostModel as CostModel
+    from uxk.core.mode import ModeConfig as ModeConfig
+    from uxk.core.rows import feature_dicts as feature_dicts
+    from uxk.core.sysctl import Sysctl as Sysctl
     from uxk.errors import BudgetError as BudgetError
     from uxk.errors import CapabilityError as CapabilityError
     from uxk.errors import InUse as InUse
@@ -30,9 +34,16 @@ if TYPE_CHECKING:
     from uxk.kernel.kernel import Kernel as Kernel
     from uxk.kernel.module import Module as Module
     from uxk.kernel.ports import Port as Port
+    from uxk.ml import Advice as Advice
+    from uxk.ml import DatasetView as DatasetView
+    from uxk.ml import Learner as Learner
+    from uxk.ml import MLAgent as MLAgent
+    from uxk.ml import Online as Online
+    from uxk.ml import online as online
     from uxk.module import Extension as Extension
     from uxk.scenario.model import Scenario as Scenario
     from uxk.scenario.run import run as run
+    from uxk.uapi.action import ActionChange as ActionChange
     from uxk.uapi.entries import Completion as Completion
     from uxk.uapi.entries import Event as Event
     from uxk.uapi.entries import Op as Op
@@ -46,6 +57,11 @@ if TYPE_CHECKING:
     from uxk.uapi.manifest import Softdep as Softdep
     from uxk.uapi.manifest import Watchdog as Watchdog
     from uxk.uapi.manifest import param as param
+    from uxk.uapi.ml import Feedback as Feedback
+    from uxk.uapi.ml import Mode as Mode
+    from uxk.uapi.ml import ModeChange as ModeChange
+    from uxk.uapi.ml import ModelCommand as ModelCommand
+    from uxk.uapi.ml import ModelInfo as ModelInfo
     from uxk.uapi.rights import Rights as Rights
 
 _HOME: Final = {
@@ -53,13 +69,17 @@ _HOME: Final = {
     "BudgetError": "errors", "CapabilityError": "errors", "InUse": "errors", "ModuleError": "errors",
     "NoSuchModule": "errors", "ParamError": "errors", "ProbeError": "errors", "RequestError": "errors",
     "RingFull": "errors", "Stalled": "errors", "UsageError": "errors", "UxkError": "errors",
-    "CostModel": "core.cost", "Kernel": "kernel.kernel", "Module": "kernel.module", "Port": "kernel.ports",
-    "Extension": "module",
+    "ActionConfig": "core.action", "CostModel": "core.cost", "ModeConfig": "core.mode", "feature_dicts": "core.rows",
+    "Sysctl": "core.sysctl",
+    "Kernel": "kernel.kernel", "Module": "kernel.module", "Port": "kernel.ports",
+    "Advice": "ml", "DatasetView": "ml", "Learner": "ml", "MLAgent": "ml", "Online": "ml", "online": "ml",
+    "Extension": "module", "ActionChange": "uapi.action",
     "Completion": "uapi.entries", "Event": "uapi.entries", "Op": "uapi.entries", "Request": "uapi.entries",
     "Bind": "uapi.manifest", "Budget": "uapi.manifest", "Ioctl": "uapi.manifest", "Manifest": "uapi.manifest",
     "Params": "uapi.manifest", "RestartPolicy": "uapi.manifest", "Softdep": "uapi.manifest",
     "Watchdog": "uapi.manifest", "param": "uapi.manifest",
-    "Rights": "uapi.rights",
+    "Feedback": "uapi.ml", "Mode": "uapi.ml", "ModeChange": "uapi.ml", "ModelCommand": "uapi.ml",
+    "ModelInfo": "uapi.ml", "Rights": "uapi.rights",
     "Scenario": "scenario.model", "run": "scenario.run",
 }  # fmt: skip
 

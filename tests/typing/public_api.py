@@ -48,6 +48,40 @@ class Plain(uxk.Extension):
                 ctx.complete(request, status=0, result=len(request.payload))
 
 
+class Pupil(uxk.MLAgent[EchoParams]):
+    """Learns, and recommends."""
+
+    manifest = uxk.Manifest(name="pupil", params=EchoParams)
+    model = "lfs0"
+    sites = ("lfs0.gc",)
+
+    def setup(self, ctx: uxk.Context) -> None:
+        assert_type(self.params, EchoParams)
+        self.cost = uxk.online("linear_model.LinearRegression", l2=0.1)
+        assert_type(self.cost, uxk.Online)
+
+    def on_dataset(self, ctx: uxk.Context, dataset: uxk.DatasetView) -> None:
+        assert_type(dataset.generation, int)
+        assert_type(self.cost.learn_many(dataset.rows, "cost"), int)
+
+    def recommend(self, ctx: uxk.Context, site: str) -> uxk.Advice:
+        ctx.recommend_sysctl("lfs/lfs0/gp_ppm", 120_000, why="fewer moves")
+        return uxk.Advice(b"table", predicted=3)
+
+    def on_feedback(self, ctx: uxk.Context, feedback: uxk.Feedback) -> None:
+        assert_type(self.advice_of(feedback), uxk.Advice | None)
+        assert_type(self.mode, uxk.Mode)
+
+
+class Slip(uxk.MLAgent):
+    """What the checkers must catch."""
+
+    sites = "lfs0.gc"  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+    def recommend(self, ctx: uxk.Context, site: str) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return "text"
+
+
 def mistakes(ctx: uxk.Context, request: uxk.Request) -> None:
     """What the checkers must catch."""
     uxk.Manifest(name="x", kind="plugin")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -55,6 +89,7 @@ def mistakes(ctx: uxk.Context, request: uxk.Request) -> None:
     ctx.complete(request, payload="text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ctx.no_such_attribute = 1  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     EchoParams(copies=1).copies = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    uxk.online(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EchoParams(greeting=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -1,7 +1,7 @@
 """``uxk new``: begins a module as a package of its own, with tests that pass at once.
 
-The module is the source of a template module, ``uxk_null`` or ``uxk_echo``, under a new name: what an author starts
-from is what uxk itself ships and tests.
+A driver or an extension is the source of a template module, ``uxk_null`` or ``uxk_echo``, under a new name: what an
+author starts from is what uxk itself ships and tests.  An ml-agent begins with a text of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from uxk.cli.common import GOOD, Subparsers, add_verb
-from uxk.cli.templates import DOCSTRINGS, PYPROJECT, TESTS
+from uxk.cli.templates import DOCSTRINGS, ML_AGENT, PYPROJECT, TESTS
 from uxk.core.manifest import canonical, name_problem
 from uxk.errors import UsageError
 
@@ -37,7 +37,8 @@ PREFIX: Final = "uxk_"
 def register(subparsers: Subparsers) -> None:
     """Adds the verb."""
     parser = add_verb(subparsers, "new", new, help="begin a module: a package with tests")
-    parser.add_argument("kind", choices=sorted(TEMPLATES), help="a copy of the null driver or of the echo extension")
+    kinds = "a copy of the null driver or of the echo extension, or an agent that learns"
+    parser.add_argument("kind", choices=sorted(TESTS), help=kinds)
     parser.add_argument("name", metavar="NAME", help="the module's name; the package is called uxk_NAME")
     parser.add_argument("--dir", metavar="DIR", type=Path, default=Path(), help="where to put it (default: here)")
 
@@ -92,13 +93,18 @@ def _checked_name(name: str) -> str:
 
 
 def _files(kind: str, name: str) -> dict[str, str]:
-    source = _source(TEMPLATES[kind])
+    source = ML_AGENT if kind == "ml-agent" else _source(TEMPLATES[kind])
     cls = _class_name(name, source)
     fields = {"kind": kind, "name": name, "dashed": name.replace("_", "-"), "cls": cls}
     package = f"{PREFIX}{name}"
+    docstring = DOCSTRINGS[kind].format(**fields)
+    if kind == "ml-agent":
+        module = source.format(docstring=docstring, **fields)
+    else:
+        module = _renamed(source, TEMPLATES[kind], docstring, name, cls)
     return {
         "pyproject.toml": PYPROJECT.format(**fields),
-        f"{package}/__init__.py": _renamed(source, TEMPLATES[kind], DOCSTRINGS[kind].format(**fields), name, cls),
+        f"{package}/__init__.py": module,
         f"{package}/py.typed": "",
         f"tests/test_{name}.py": TESTS[kind].format(**fields),
     }
