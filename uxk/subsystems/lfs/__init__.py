@@ -1,0 +1,1 @@
+"""A log-structured volume whose garbage collector is a decision site."""

@@ -1,0 +1,1 @@
+"""The batch kernel of the counting engine: integer arrays, compiled by numba where it is installed."""

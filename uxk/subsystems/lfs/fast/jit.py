@@ -1,0 +1,85 @@
+"""``jit``: numba's compiler if the extra ``fast`` is installed, else the plain Python function."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+try:
+    import numba  # type: ignore[import-untyped,unused-ignore]
+except ImportError:  # the reference engine computes the same, slower
+    numba = None  # type: ignore[assignment,unused-ignore]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_njit: Any = None if numba is None else numba.njit
+
+
+def _drop_stale() -> None:
+    """Deletes machine code that was made from other sources: numba looks at a function's own file only."""
+    here = Path(__file__).parent
+    sources = sorted([*here.glob("*.py"), here.parent / "codes.py"])
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    stamp = here / "__pycache__" / "sources.sha256"
+    try:
+        if stamp.is_file() and stamp.read_text() == digest:
+            return
+        for old in (*stamp.parent.glob("*.nbi"), *stamp.parent.glob("*.nbc")):
+            old.unlink(missing_ok=True)
+        stamp.write_text(digest)
+    except OSError:  # a read-only package: numba keeps its code elsewhere, by the time of installation
+        return
+
+
+if numba is not None:
+    _drop_stale()
+
+COMPILED: Final = numba is not None
+"""Whether the functions of this package run as machine code."""
+
+
+def jit(function: F) -> F:
+    """Compiles a function of integers and integer arrays; the machine code is cached beside the source.
+
+    It makes no arrays, and counts no references to those it gets: counting them took half of the time.
+    """
+    if numba is None:
+        return function
+    return cast(F, _njit(cache=True, error_model="numpy", _nrt=False)(function))
+
+
+def inline(function: F) -> F:
+    """As :func:`jit`, and part of its callers' code: passing arrays costs more than small functions do."""
+    if numba is None:
+        return function
+    return cast(F, _njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)(function))
+
+
+def _make_prefetch() -> Any:
+    """``prefetch(array, flat_index)``: asks the processor to bring an element near; without numba nothing."""
+    if numba is None:
+        return lambda array, index: None
+    from llvmlite import ir  # type: ignore[import-untyped,unused-ignore]
+    from numba.core import types  # type: ignore[import-untyped,unused-ignore]
+    from numba.extending import intrinsic  # type: ignore[import-untyped,unused-ignore]
+
+    @intrinsic
+    def prefetch(typing: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            values = context.make_array(signature.args[0])(context, builder, arguments[0])
+            place = builder.gep(values.data, [arguments[1]])
+            byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+            name = "llvm.prefetch.p0"
+            function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+            builder.call(function, [builder.bitcast(place, byte), word(1), word(3), word(1)])
+            return context.get_dummy_value()
+
+        return types.none(array, types.int64), generate
+
+    return prefetch
+
+
+prefetch: Final = _make_prefetch()
