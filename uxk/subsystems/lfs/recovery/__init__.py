@@ -1,0 +1,1 @@
+"""What survives a power loss: the log's format, checkpoints, and recovery by rolling forward."""

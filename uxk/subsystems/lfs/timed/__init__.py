@@ -1,0 +1,1 @@
+"""The timed engine: one log-structured volume on a flash device, in virtual time."""
