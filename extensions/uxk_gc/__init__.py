@@ -1,0 +1,108 @@
+"""The garbage collector's agent: it tries candidates on miniatures of the volume, and recommends the best one.
+
+The kernel publishes a hashed sample of the volume's writes; the agent lets every candidate work on that sample,
+learns from their costs which one to trust (:mod:`uxk_gc.chooser`), varies the best ones (:mod:`uxk_gc.search`), and
+sends the name and the parameters as a standing hint.  Human-made policies are always among the candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from river import stats
+
+import uxk
+from uxk.subsystems.lfs.hint import GcHint, encode_hint
+from uxk_gc.candidates import portfolio
+from uxk_gc.chooser import CHOOSERS, Chooser
+from uxk_gc.miniatures import Miniatures
+from uxk_gc.search import Search
+
+
+class GcParams(uxk.Params):
+    """What the agent learns with; the defaults are the agent, the others are there to compare."""
+
+    chooser: Annotated[
+        Literal["river", "minimum", "random"], uxk.param(help="who chooses: river, the last minimum, or chance")
+    ] = "river"
+    learned: Annotated[bool, uxk.param(help="whether there are candidates beside the human-made")] = True
+    search: Annotated[bool, uxk.param(help="whether the best candidates are varied")] = True
+
+
+class Gc(uxk.MLAgent[GcParams]):
+    """Advises the collector of ``lfs0``."""
+
+    manifest = uxk.Manifest(
+        name="gc", version="0.1.0", author="The uxk authors", license="Apache-2.0",
+        description="garbage collection that learns", kind="ml-agent", alias=("uxk_gc",), params=GcParams,
+    )  # fmt: skip
+    model = "lfs0"
+    sites = ("lfs0.gc",)
+
+    def setup(self, ctx: uxk.Context) -> None:
+        """Nothing is known of the volume before its first dataset."""
+        self.refused = 0
+        self.error_ppm = stats.EWMean(0.1)
+        """By how much predictions of write amplification were off lately, in parts per million."""
+        self._ops: npt.NDArray[np.int32] = np.empty(0, np.int32)
+        self._miniatures: Miniatures | None = None
+        self._chooser: Chooser
+        self._search: Search | None = None
+        self._due = False
+        self._told = ""
+
+    def on_dataset(self, ctx: uxk.Context, dataset: uxk.DatasetView) -> None:
+        """``writes`` come before ``state``, epoch by epoch."""
+        if dataset.name == "writes":
+            self._ops = dataset.rows["page"].astype(np.int32)
+        elif dataset.name == "state":
+            self._learn(ctx, {name: int(dataset.rows[name][0]) for name in dataset.rows.dtype.names or ()})
+
+    def _learn(self, ctx: uxk.Context, state: dict[str, int]) -> None:
+        """One epoch: every candidate writes what was sampled, and their costs are the lesson."""
+        if self._miniatures is None:
+            self._begin_with(ctx, state)
+        assert self._miniatures is not None
+        costs = self._miniatures.write(self._ops)
+        self._due = False
+        if costs is None or costs.max() == 1:  # a volume that fills cleans nothing: no lesson
+            return
+        self._chooser.learn(costs)
+        if self._search is not None:
+            self._search.vary(self._miniatures, self._chooser)
+        self._due = self._chooser.choice >= 0
+
+    def _begin_with(self, ctx: uxk.Context, state: dict[str, int]) -> None:
+        candidates = portfolio(state["logs"], self.params.learned)
+        self._ratio = state["ratio"]
+        self._miniatures = Miniatures(
+            state["sampled"], state["segment_blocks"], state["gp_ppm"], state["logs"], self._ratio, candidates
+        )  # fmt: skip
+        self._chooser = CHOOSERS[self.params.chooser](len(candidates), ctx.random("chooser"))
+        if self.params.search and self.params.learned:
+            self._search = Search(ctx.random("search"))
+        ctx.log(f"{len(candidates)} candidates on {state['sampled']} of {state['pages']} pages")
+
+    def recommend(self, ctx: uxk.Context, site: str) -> uxk.Advice | None:
+        """The chosen candidate, once an epoch: a hint that is repeated stays fresh."""
+        if not self._due or self._miniatures is None:
+            return None
+        self._due = False
+        policy = self._miniatures.candidates[self._chooser.choice].policy
+        if policy.name != self._told:
+            self._told = policy.name
+            ctx.set_attribute("policy", f"{policy.name} {' '.join(map(str, policy.args))}".strip())
+        expected_ppm = int(self._chooser.means[self._chooser.choice] * 1_000_000)
+        return uxk.Advice(encode_hint(GcHint(policy.name, policy.args)), predicted=expected_ppm)
+
+    def on_feedback(self, ctx: uxk.Context, feedback: uxk.Feedback) -> None:
+        """A refused hint is said again with the next dataset; what came of the others is for the statistics."""
+        if feedback.reject:
+            self.refused += 1
+            ctx.set_attribute("refused", self.refused)
+        elif feedback.predicted:
+            error_ppm = abs(feedback.outcome - feedback.predicted) * 1_000_000 // feedback.predicted
+            self.error_ppm.update(error_ppm)
+            ctx.set_attribute("error_ppm", int(self.error_ppm.get()))
