@@ -27,27 +27,32 @@ import tempfile
 import textwrap
 import threading
 import venv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import msgspec.inspect as mi
 import pytest
 
 import uxk
-from uxk import cli, context, errors, limits
+from uxk import cli, context, errors, limits, ml
+from uxk.core import action, dataset, mlmodel, mode
 from uxk.core.account import COUNTERS, GAUGES
 from uxk.core.lifecycle import TRANSITIONS
 from uxk.core.manifest import DEFAULT_RIGHTS
 from uxk.core.tree import Attribute
 from uxk.faults import model as faults
-from uxk.kernel import chardev, devices, kernel, module, ports, views
+from uxk.kernel import actions, chardev, devices, kernel, module, ports, proxyviews, views
+from uxk.kernel.proxy import MLModelProxy
 from uxk.scenario import model, results
 from uxk.scenario.invariants import INVARIANTS
+from uxk.scenario.lfs.study import StudyParams, WorkloadSpec
+from uxk.subsystems.lfs.hint import GcHint
 from uxk.testing import all_checks
 from uxk.uapi import entries, manifest
+from uxk.uapi import ml as records
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -482,6 +487,9 @@ def sysfs_table() -> str:
     places = {
         "/sys/kernel": views.KERNEL, "/sys/module/NAME": views.MODULE, "/sys/module/NAME/statistics": views.STATISTICS,
         "/sys/devices/virtual/CLASS/DEVICE": devices._DEVICE_ATTRIBUTES,
+        "/sys/kernel/ml/SUBSYSTEM/MODEL": proxyviews.MODEL, ".../MODEL/rejects": proxyviews.REJECTS,
+        ".../MODEL/sites/SITE": proxyviews.SITE, ".../MODEL/datasets/DATASET": proxyviews.DATASET,
+        "/sys/kernel/actions": actions._ATTRIBUTES,
     }  # fmt: skip
     return table("directory / attributes", (
         row(code(path), ", ".join(attribute_text(each) for each in attributes.values()))
@@ -510,6 +518,37 @@ def states_table() -> str:
         row(code(state.name), code(event.name), code(after.name), plain(words[state.name, event.name]))
         for state, event, after in moves
     ))  # fmt: skip
+
+
+def moves_table(head: str, moves: Mapping[Any, Mapping[Any, Any]]) -> str:
+    """A state machine as a matrix: states by events, and the state after each."""
+    events = list(dict.fromkeys(event for after in moves.values() for event in after))
+    rows = (row(code(state.name), *(code(after[e].name) if e in after else "" for e in events))
+            for state, after in moves.items() if after)  # fmt: skip
+    return table(" / ".join([head, *(event.value for event in events)]), rows)
+
+
+def operations_table() -> str:
+    """kernel-ml-lib's operations: in which states each is legal, what state comes after, and what it does."""
+    rows = []
+    for name in mlmodel.OPERATIONS:
+        legal = {state.name: after[name].name for state, after in mlmodel.TABLE.items() if name in after}
+        after = (
+            "the same" if all(a == b for a, b in legal.items()) else ", ".join(map(code, dict.fromkeys(legal.values())))
+        )
+        what = plain(getattr(MLModelProxy, name).__doc__)
+        rows.append(row(code(name), ", ".join(map(code, legal)), after, what))
+    return table("operation / legal in / state after / what it does", rows)
+
+
+def params_table(cls: type[msgspec.Struct]) -> str:
+    """Fields whose meaning stands beside the type, as ``help``."""
+    rows = []
+    for field in mi.type_info(cls).fields:  # type: ignore[attr-defined]
+        schema = getattr(field.type, "extra_json_schema", None) or {}
+        meaning = str(schema.get("description", ""))
+        rows.append(row(code(field.name), in_words(field.type), code(repr(field.default)), meaning))
+    return table("field / type / default / meaning", rows)
 
 
 def docs_of_enum(cls: type) -> dict[str, str]:
@@ -542,6 +581,9 @@ TABLES: dict[str, Callable[[], str]] = {
         "kind / rights of a request that names none", ((kind, " ".join(r)) for kind, r in DEFAULT_RIGHTS.items())
     ),
     "exit-codes": exit_codes_table,
+    "operations": operations_table, "modes": lambda: moves_table("mode", mode.TRANSITIONS),
+    "dataset-states": lambda: moves_table("state", dataset.TABLE), "lfs": lambda: params_table(StudyParams),
+    "mlagent": lambda: methods_table(uxk.MLAgent, ("the kernel's side",)), "online": lambda: methods_table(ml.Online),
     "context": lambda: methods_table(context.Context, ("staging",)),
     "reply": lambda: methods_table(context.Reply),
     "extension": lambda: methods_table(uxk.Extension),
@@ -551,7 +593,8 @@ TABLES: dict[str, Callable[[], str]] = {
         cls.__name__.lower(): lambda cls=cls: fields_table(cls)  # type: ignore[misc]
         for cls in (
             manifest.Manifest, manifest.Budget, manifest.RestartPolicy, manifest.Watchdog, model.Scenario, model.Load,
-            model.Workload, model.ClosedLoop, model.OpenLoop, model.Check, faults.Fault,
+            model.Workload, model.ClosedLoop, model.OpenLoop, model.Check, faults.Fault, mode.ModeConfig,
+            action.ActionConfig, records.Feedback, records.Dataset, GcHint, WorkloadSpec,
         )
     },
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""``uxk run``: scenarios.  Exit codes: 0 good, 1 a check failed, 2 usage, 3 an invariant broken.
+"""``uxk run``: scenarios and studies.  Exit codes: 0 good, 1 a check failed, 2 usage, 3 an invariant broken.
 
 1 is also for a workload with a ``count`` that stopped early because its device was gone, unless a check of the
 scenario names that workload's ``issued``, ``refused`` or ``failed``.
@@ -25,6 +25,7 @@ from uxk.cli.common import (
     only_error,
     print_json,
 )
+from uxk.cli.run_lfs import add_options, refuse_options, run_lfs
 from uxk.errors import ModuleError, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--out", metavar="DIR", help="write a run folder: manifest, events, kmsg, summary")
     parser.add_argument("--costs", metavar="FILE", help="costs of turns that an earlier run's manifest.json has")
     parser.add_argument("-v", "--verbose", action="store_true", help="print kmsg to stderr as it comes")
+    add_options(parser)
 
 
 def _number(text: str) -> int:
@@ -82,9 +84,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(json: bool) -> int:
-    from uxk.scenario.find import bundled, open_scenario
+    import tomllib
 
-    descriptions = {name: open_scenario(name)[0].description for name in bundled()}
+    from uxk.scenario.find import bundled
+
+    descriptions = {name: str(tomllib.loads(text)["description"]) for name, text in bundled().items()}
     if json:
         print_json(descriptions)
     else:
@@ -96,8 +100,12 @@ def _list(json: bool) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from uxk.scenario.find import open_scenario
+    from uxk.scenario.lfs.study import open_study
     from uxk.scenario.run import run_one, run_seeds
 
+    if (found := open_study(args.scenario)) is not None:
+        return run_lfs(args, *found, _options(args.option), _printer() if args.verbose else None)
+    refuse_options(args)
     scenario, text = open_scenario(args.scenario)
     progress = _Progress(scenario.until) if sys.stderr.isatty() and not args.verbose else None
     first = scenario.seed if args.seed is None else args.seed

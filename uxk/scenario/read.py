@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 import msgspec.inspect as mi
@@ -27,18 +27,34 @@ _SHOWN_CHARS: Final = 60
 S = TypeVar("S", bound=msgspec.Struct)
 
 
+class Validated(Protocol):
+    """A struct that knows what its fields do not."""
+
+    def validate(self) -> Self:
+        """Itself; raises :class:`ConfigError`."""
+        ...
+
+
+V = TypeVar("V", bound=Validated)
+
+
 def read_scenario(path: str | Path) -> tuple[Scenario, str]:
     """A scenario file and its text.  Raises :class:`ConfigError` naming file, place, value and what was expected."""
     path = Path(path)
+    text = read_text(path)
+    return parse_toml(text, str(path), base=path.parent), text
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that is not too large.  Raises :class:`ConfigError`."""
     try:
         if path.stat().st_size > FILE_MAX_BYTES:
             raise ConfigError(f"{path}: larger than {FILE_MAX_BYTES} bytes")
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except OSError as exc:
         raise ConfigError(f"{path}: {exc.strerror}", errno=exc.errno) from None
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: byte {exc.start} is no UTF-8") from None
-    return parse_toml(text, str(path), base=path.parent), text
 
 
 def parse_toml(text: str, where: str, *, base: Path | None = None) -> Scenario:
@@ -48,6 +64,8 @@ def parse_toml(text: str, where: str, *, base: Path | None = None) -> Scenario:
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as exc:
         raise ConfigError(f"{where}: {exc}") from None
     table.setdefault("name", Path(where).stem)
+    if "study" in table:
+        raise ConfigError(f"{where}: a study, not a scenario: uxk run {Path(where).stem}")
     try:
         scenario = convert(table, Scenario)
         if base is not None:
@@ -152,8 +170,8 @@ def _prepared_table(value: dict[str, Any], info: mi.StructType, place: str) -> d
 # --- options -----------------------------------------------------------------------------------------------
 
 
-def with_options(scenario: Scenario, options: Mapping[str, str]) -> Scenario:
-    """The scenario with values replaced: ``{"workloads.load.depth": "64", "until": "1s"}``.
+def with_options(scenario: V, options: Mapping[str, str]) -> V:
+    """The scenario (or study) with values replaced: ``{"workloads.load.depth": "64", "until": "1s"}``.
 
     Elements of a list are named by their name, instance or number.  Raises :class:`ConfigError`.
     """

@@ -13,6 +13,7 @@ import trio
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, KernelBug, ModuleError, Stalled, UsageError
 from uxk.faults.plan import FaultPlan
+from uxk.kernel.agent import KernelAgent
 from uxk.kernel.devices import Device
 from uxk.kernel.dispatcher import Goal
 from uxk.kernel.kernel import Kernel
@@ -114,7 +115,7 @@ class Runner:
             seed=scenario.seed, clock=scenario.clock, cost=scenario.cost, costs_ns=scenario.costs_ns
         )  # fmt: skip
         self.on_record: list[Callable[[Record], object]] = [on_record] if on_record else []
-        self._on_progress = on_progress
+        self.on_progress = on_progress
         self._watched = Watched(self.kernel)
         self._plan = FaultPlan(self.kernel, scenario.faults)
         self._subsystems: dict[str, subsystems.Running] = {}
@@ -123,6 +124,16 @@ class Runner:
         self._broken: dict[str, str] = {}
         self._goal: Goal | None = None
         self._origin_ns = 0
+
+    @property
+    def agents(self) -> Mapping[str, KernelAgent]:
+        """Every instance of the run by name, those that are gone included."""
+        return self._watched.agents
+
+    @property
+    def subsystems(self) -> Mapping[str, subsystems.Running]:
+        """What was attached, once the run has begun."""
+        return self._subsystems
 
     async def execute(self) -> Result:
         """From boot to shutdown."""
@@ -256,8 +267,8 @@ class Runner:
         """Looks at the run every now and then in virtual time; changes nothing in it."""
         self._watched.notice_stall()
         self._judge_during()
-        if self._on_progress is not None:
-            self._on_progress(self.kernel.machine.now_ns - self._origin_ns)
+        if self.on_progress is not None:
+            self.on_progress(self.kernel.machine.now_ns - self._origin_ns)
         if not self._broken:
             self._schedule_tick()
         elif self._goal is not None:

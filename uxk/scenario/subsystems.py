@@ -14,6 +14,7 @@ from uxk.core.params import parse_params
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, UsageError
 from uxk.kernel.kernel import Kernel
+from uxk.scenario.lfs.params import LfsScenario
 from uxk.uapi.manifest import Params
 
 
@@ -60,3 +61,12 @@ def check_names(wanted: Mapping[str, object]) -> None:
         if name not in SUBSYSTEMS:
             known = ", ".join(sorted(SUBSYSTEMS)) or "none in this version"
             raise ConfigError(f"subsystems: unknown {name!r}{did_you_mean(name, SUBSYSTEMS)}; known: {known}")
+
+
+def _lfs(kernel: Kernel, params: LfsScenario) -> Running:
+    from uxk.scenario.lfs.attach import attach
+
+    return attach(kernel, params)
+
+
+register_subsystem("lfs", LfsScenario, _lfs)

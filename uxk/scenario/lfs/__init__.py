@@ -1,0 +1,1 @@
+"""The log-structured volume in scenarios: its workloads, the comparison of policies, its figures."""
