@@ -35,9 +35,11 @@ class Sample(NamedTuple):
 
 
 def region_shift(pages: int) -> int:
-    """For regions of neighbouring pages that belong to one pool: some 512 of them, since streams cut to pieces end in
-    more segments than they need."""
-    return max(EXTENT_SHIFT, pages.bit_length() - 10)
+    """For regions of neighbouring pages that belong to one pool: of 512 pages (2 MiB), or 64 of them in all.
+
+    Smaller ones cut streams to pieces, which then end in more segments than they need.
+    """
+    return max(EXTENT_SHIFT, min(9, pages.bit_length() - 7))
 
 
 def buckets(pages: int, shift: int = EXTENT_SHIFT) -> npt.NDArray[np.int64]:
