@@ -14,11 +14,14 @@ import uxk
 from uxk.errors import ConfigError, ParamError, TreeError
 from uxk.scenario.pages.load import PageRun, load_pages
 from uxk.subsystems.lfs import codes as c
+from uxk.subsystems.lfs.hint import GcHint, encode_hint
 from uxk.subsystems.lfs.params import LfsParams
 from uxk.subsystems.lfs.subsystem import Lfs
 from uxk.subsystems.lfs.thresholds import set_threshold
 from uxk.testing import boot
 from uxk.uapi.action import ActionChange, Step
+
+pytest.importorskip("numba")  # without it, the same in minutes
 
 PAGES, SEGMENT_BLOCKS, EPOCH = 16_384, 64, 1_024
 MOST = 400_000
@@ -34,7 +37,8 @@ class Tuner(uxk.MLAgent[uxk.Params]):
     manifest = uxk.Manifest(
         name="tuner", version="1", author="test", license="Apache-2.0", description="tunes", kind="ml-agent"
     )
-    model, sysctls = "lfs0", (NAME,)
+    model, sites, sysctls = "lfs0", ("lfs0.gc",), (NAME,)
+    hints: ClassVar[list[str]] = []
     script: ClassVar[dict[int, tuple[str, int]]] = {}
     steps: ClassVar[list[ActionChange]] = []
     statuses: ClassVar[list[int]] = []
@@ -45,11 +49,16 @@ class Tuner(uxk.MLAgent[uxk.Params]):
         word, value = do
         if word == "die":
             raise RuntimeError("dies")
-        if word in LIFETIMES_NS:
+        if word == "clean_min":
+            reply = ctx.recommend_sysctl("lfs/lfs0/clean_min", value)
+        elif word in LIFETIMES_NS:
             reply = ctx.recommend_sysctl(NAME, value, lifetime_ns=LIFETIMES_NS[word], why="a test")
         else:
             reply = ctx.settle_action(self.steps[-1].action, keep=word == "keep")
         reply.then(lambda done: self.statuses.append(done.status))
+
+    def recommend(self, ctx: uxk.Context, site: str) -> bytes | None:
+        return encode_hint(GcHint(self.hints[0])) if self.hints else None
 
     def on_action(self, ctx: uxk.Context, change: ActionChange) -> None:
         self.steps.append(change)
@@ -58,7 +67,7 @@ class Tuner(uxk.MLAgent[uxk.Params]):
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    for kept in (Tuner.script, Tuner.steps, Tuner.statuses):
+    for kept in (Tuner.script, Tuner.steps, Tuner.statuses, Tuner.hints):
         kept.clear()
 
 
@@ -222,8 +231,45 @@ async def test_a_trial_that_nobody_confirms_is_over_with_its_lifetime() -> None:
     assert f"{NAME}: action 1 of tuner reverted: 300000 -> 150000: its lifetime is over: KPI" in lines[-1]
 
 
+async def test_what_is_out_of_range_or_not_offered_is_refused() -> None:
+    lfs, lines = await scripted(
+        {60: ("recommend", MOST + 1), 61: ("recommend", 9_999), 62: ("recommend", 150_000), 63: ("clean_min", 12)}, 65
+    )
+    assert Tuner.statuses == [errno.EINVAL, errno.EINVAL, errno.EALREADY, errno.EACCES]
+    assert (lfs.thresholds.gp_ppm, lfs.thresholds.clean_min) == (150_000, 8)
+    assert lines == Tuner.steps == []
+
+
+@pytest.mark.parametrize(("value", "last"), [(250_000, Step.CONFIRMED), (80_000, Step.REVERTED)])
+async def test_a_trial_beside_hints(value: int, last: Step) -> None:
+    """Both pools and both miniatures keep the value on trial; hints stay in force meanwhile."""
+    Tuner.hints.append("dac/cb-age")
+    lfs, _ = await scripted({60: ("recommend", value), 100: ("keep", 0)}, 110, modes="collaboration")
+    assert [change.step for change in Tuner.steps] == [Step.APPLIED, last]
+    assert {epoch.policy for epoch in lfs.epochs[60:]} == {"dac/cb-age"}
+    assert min(epoch.share_ppm for epoch in lfs.epochs[60:]) > 0
+    now = lfs.thresholds.gp_ppm
+    assert now == (value if last is Step.CONFIRMED else 150_000)
+    for volume in (lfs.volume, lfs._shadow.volume, lfs._follower.volume):
+        assert (volume.reg.reshape(-1, c.REGISTERS)[:, c.GP_PPM] == now).all()
+    assert now * 4 // 5 < share_ppm(lfs) <= now
+
+
+async def test_equal_seeds_equal_hashes() -> None:
+    hashes = []
+    for _ in range(2):
+        Tuner.script.update({60: ("recommend", 80_000)})
+        async with boot(seed=3) as kernel:
+            await kernel.insmod(Tuner)
+            lfs = attach(kernel)
+            await epochs(kernel, lfs, 100)
+            hashes.append((kernel.event_hash(), [epoch.written for epoch in lfs.epochs]))
+    assert hashes[0] == hashes[1]
+    assert [change.step for change in Tuner.steps] == [Step.APPLIED, Step.REVERTED] * 2
+
+
 async def test_a_volume_that_is_being_filled_says_nothing() -> None:
-    lfs, lines = await scripted({16: ("recommend", 200_000), 30: ("recommend", 200_000)}, 40)
+    _, lines = await scripted({16: ("recommend", 200_000), 30: ("recommend", 200_000)}, 40)
     assert Tuner.statuses == [errno.EAGAIN, errno.EAGAIN]
     assert lines == []
 
@@ -239,7 +285,7 @@ async def test_four_changes_in_the_time_of_eight_volumes() -> None:
     for number in range(5):
         script[50 + 25 * number] = ("recommend", 160_000)
         script[51 + 25 * number] = ("withdraw", 0)
-    lfs, lines = await scripted(script, 155)
+    lfs, _ = await scripted(script, 155)
     assert Tuner.statuses == [0, 0, 0, 0, 0, 0, 0, 0, errno.EDQUOT, errno.ENOENT]
     assert lfs.thresholds.gp_ppm == 150_000
 

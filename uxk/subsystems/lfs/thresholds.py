@@ -29,13 +29,13 @@ from uxk.subsystems.lfs.params import LfsParams
 GP_PPM_MIN: Final = 10_000
 """As ``-o lfs.gp_ppm``: below it, every write moves dozens of blocks."""
 VOLUMES_PER_BURST: Final = 8
-"""Four changes at most in so many volumes' worth of writes: lowering the share moves up to a volume's blocks at once."""
+"""Four changes at most in so many volumes' worth of writes: lowering the share may move a volume's blocks at once."""
 LIFETIME_VOLUMES: Final = 16
 """A trial that nobody has confirmed after so many volumes' worth of writes is over."""
 
 
 def most_gp_ppm(params: LfsParams) -> int:
-    """The highest ``gp_ppm`` that volumes are made for.  :class:`ConfigError` if that is below the one to begin with."""
+    """The highest ``gp_ppm`` that volumes are made for; :class:`ConfigError` if that is below the initial one."""
     if 0 < params.gp_max_ppm < params.gp_ppm:
         raise ConfigError(f"lfs.gp_max_ppm = {params.gp_max_ppm}: expected 0, or gp_ppm = {params.gp_ppm} or more")
     return params.gp_max_ppm or params.gp_ppm
