@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-SCENARIO ?= crash-under-load
+SCENARIO ?= lfs-gc
 PYTEST ?= -n 2
 BENCH ?=
 CLEAN := build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -17,7 +17,7 @@ SOURCES := uxk drivers extensions examples bench
 .DELETE_ON_ERROR:
 .PHONY: run test lint format bench soak docs-check clean help
 
-run: $(VENV)/.run  ## run the scenario SCENARIO=crash-under-load
+run: $(VENV)/.run  ## run the scenario SCENARIO=lfs-gc
 	$(BIN)/uxk run $(SCENARIO)
 
 test: $(VENV)/.test  ## all tests but the long ones; PYTEST="-n 0 -k ring" narrows them
@@ -56,7 +56,7 @@ $(VENV)/.venv:
 	touch $@
 
 $(VENV)/.run: $(VENV)/.venv pyproject.toml constraints.txt
-	$(PIP) -e .
+	$(PIP) -e ".[fast,report]"
 	touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.venv pyproject.toml constraints.txt

@@ -57,8 +57,8 @@ from uxk.uapi import ml as records
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 UPDATE = bool(os.environ.get("UXK_UPDATE_DOCS"))
-LIMIT_S = 120
-"""A session that hangs is killed after this time."""
+LIMIT_S = 300
+"""A session that hangs is killed after this time; compiling the batch kernel for the first time takes a minute."""
 SENTINEL = "--uxk-docs-sentinel--"
 MAKE_RUNS = ("make run", "make help")
 """The other targets install or test everything: they are looked up (``make -n``), not run."""
