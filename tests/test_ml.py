@@ -188,6 +188,43 @@ async def test_rows_are_the_kernels_and_cannot_be_written() -> None:
         assert len(kept) == 1
 
 
+async def test_predictions_are_integers_of_any_make() -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        stream = Stream(kernel)
+        await kernel.insmod(Pupil)
+        await kernel.sleep_ns(0)
+        Pupil.last.advise(Pupil.ctx, "river0.gate", uxk.Advice(b"ok", predicted=np.int64(7)))  # type: ignore[arg-type]
+        await kernel.sleep_ns(0)
+        hint = stream.site.standing(kernel.now_ns)
+        assert hint is not None and hint.predicted == 7
+        with pytest.raises(TypeError, match="'float' object"):
+            Pupil.last.advise(Pupil.ctx, "river0.gate", uxk.Advice(b"ok", predicted=7.5))  # type: ignore[arg-type]
+
+
+async def test_a_further_model_does_not_pass_for_its_own() -> None:
+    class Wide(Pupil):
+        manifest = uxk.Manifest(name="wide", capabilities=("model:river1",))
+
+        def setup(self, ctx: uxk.Context) -> None:
+            super().setup(ctx)
+            ctx.attach("river1")
+
+    async with uxk.Kernel(seed=1) as kernel:
+        stream, other = Stream(kernel), kernel.create_model("net", "river1")
+        data = other.dataset("flow", COLUMNS, 4)
+        await kernel.insmod(Wide)
+        await kernel.sleep_ns(0)
+        other.override(uxk.Mode.RECOMMENDATION)
+        data.publish()
+        await kernel.sleep_ns(0)
+        other.close()
+        await stream.publish((1, 1))
+        agent = Pupil.last
+        assert agent.info is not None and (agent.info.model_name, agent.mode) == ("river0", uxk.Mode.LEARNING)
+        assert [info for info in agent.of("model") if not info] == [] and agent.of("mode") == []
+        assert [rows for _, _, rows in agent.of("dataset")] == [[(1, 1)]]
+
+
 async def test_generations_are_followed() -> None:
     async with uxk.Kernel(seed=1) as kernel:
         stream = Stream(kernel)
@@ -341,6 +378,20 @@ async def test_other_versions_are_refused_and_named(monkeypatch: pytest.MonkeyPa
         assert Pupil.last.count == 1
 
 
+async def test_a_checkpoint_that_names_nonsense_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        stream = Stream(kernel)
+        await kernel.insmod(Warm)
+        await kernel.sleep_ns(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(ml, "_versions", lambda names: {"": "1", "../river": "1", "python": "3"})
+            await stream.publish((1, 1))
+        await crash(stream)
+        assert isinstance(Pupil.last, Warm) and Pupil.last.count == 0
+        assert kernel.agents["warm"].restarter.restarts == 1
+        assert "../river 1, expected none" in said(kernel) and "starting cold" in said(kernel)
+
+
 async def test_no_room_for_checkpoints_is_told() -> None:
     async with uxk.Kernel(seed=1) as kernel:
         stream = Stream(kernel)
@@ -443,6 +494,8 @@ def test_labels_are_right_or_wrong() -> None:
         ("linear_modl.LinearRegression", {}, "did you mean 'linear_model'"),
         ("linear_model.LinearRegresion", {}, "did you mean 'LinearRegression'"),
         ("LinearRegression", {}, "river has no ''"),
+        ("linear_model.base.nothing.Model", {}, "there is no river.linear_model.base.nothing"),
+        ("linear_model.base", {}, "river.linear_model has no class 'base'"),
         ("drift.ADWIN", {}, "ADWIN has no learn_one and no predict_one"),
         (Last, {}, "Last is a class, expected an object"),
         (Last(), {"l2": 1}, "settings l2 are for models by name"),

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import inspect
 import math
+import operator
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from uxk.uapi.manifest import Manifest
 
 _SENT_MAX: Final = 1024
 """Hints whose feedback can still be told apart; a standing one gets feedback more than once."""
+_OF_THE_MODEL: Final = frozenset({"dataset", "mode", "model", "model_gone"})
+"""Topics of events whose name is that of the model."""
 
 
 class Advice(NamedTuple):
@@ -166,7 +169,10 @@ class MLAgent(Extension[P]):
         reply.then(lambda done: self._pulled(ctx, dataset, done))
 
     def advise(self, ctx: Context, site: str, advice: bytes | Advice, dataset: DatasetView | None = None) -> int:
-        """Sends a hint now; returns its number, or 0 if the queue is full (counted): advice may be lost."""
+        """Sends a hint now; returns its number, or 0 if the queue is full (counted): advice may be lost.
+
+        :class:`TypeError` for a prediction that is no integer, of Python's or numpy's: the kernel has no floats.
+        """
         if not isinstance(advice, Advice):
             advice = Advice(advice)
         standing = self.standing if advice.standing is None else advice.standing
@@ -175,7 +181,7 @@ class MLAgent(Extension[P]):
                 site, self.generations.get(site, 0), advice.ttl_ns or self.ttl_ns, advice.payload,
                 0 if dataset is None else dataset.info.id,
                 dataset_generation=0 if dataset is None else dataset.generation,
-                predicted=advice.predicted, standing=standing,
+                predicted=int(operator.index(advice.predicted)), standing=standing,
             )  # fmt: skip
         except RingFull:
             self.hints_dropped += 1
@@ -255,7 +261,12 @@ class MLAgent(Extension[P]):
         return (*self.libraries, "python", *(("river",) if "river" in sys.modules else ()))
 
     def on_event(self, ctx: Context, event: Event) -> None:
-        """Decodes what concerns the model and its hints, and calls the hook; other topics are the author's."""
+        """Decodes what concerns the model and its hints, and calls the hook; other topics are the author's.
+
+        So are events of further models that it is attached to, for these hooks do not tell one from the other.
+        """
+        if event.topic in _OF_THE_MODEL and self.model not in ("", event.name):
+            return
         match event.topic:
             case "dataset":
                 self._on_dataset(ctx, ml.decode_dataset(event.value), event.cap)
@@ -345,7 +356,7 @@ def _versions(names: Sequence[str]) -> dict[str, str]:
         else:
             try:
                 found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
+            except (importlib.metadata.PackageNotFoundError, ValueError):  # a checkpoint may name anything, even ""
                 continue
     return found
 
@@ -479,9 +490,11 @@ def _from_river(name: str) -> Any:
     modules: Mapping[str, object] = {each.name: None for each in pkgutil.iter_modules(river.__path__)}
     if where.partition(".")[0] not in modules:
         raise UsageError(f"online: {name!r}: river has no {where!r}{did_you_mean(where, modules)}")
-    module = importlib.import_module(f"river.{where}")
-    found = getattr(module, cls, None)
-    if found is None:
-        known = [each for each in dir(module) if not each.startswith("_")]
-        raise UsageError(f"online: river.{where} has no {cls!r}{did_you_mean(cls, known)}")
+    try:
+        known = vars(importlib.import_module(f"river.{where}"))
+    except ModuleNotFoundError:
+        raise UsageError(f"online: {name!r}: there is no river.{where}") from None
+    found = known.get(cls)
+    if not isinstance(found, type):
+        raise UsageError(f"online: river.{where} has no class {cls!r}{did_you_mean(cls, known)}")
     return found

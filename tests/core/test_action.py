@@ -161,7 +161,7 @@ def test_refusals() -> None:
         t.add(f"c{number}")
     with pytest.raises(UsageError, match="at most"):
         t.add("one more")
-    for bad in (-1, True, "7"):
+    for bad in (-1, True, "7", 1 << 63, 10**5000, -(10**5000)):
         with pytest.raises(UsageError, match="expected an integer"):
             t.epoch(bad)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

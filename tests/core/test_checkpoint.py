@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from uxk.core.checkpoint import Slots, libraries_of, pack, unpack
 from uxk.errors import UsageError
+from uxk.limits import U64_MAX
 
 MINE = {"module": "gc", "state_version": 2, "libraries": {"river": "0.22.0"}}
 
@@ -42,6 +44,16 @@ def test_too_long_and_too_small() -> None:
     assert slots.newest == b"x" * slots.room
     with pytest.raises(UsageError, match="64 bytes of memory"):
         Slots(memoryview(bytearray(64)))
+
+
+def test_a_number_that_has_no_successor_is_survived() -> None:
+    memory = bytearray(256)
+    slots = Slots(memoryview(memory))
+    slots.write(b"one")
+    struct.pack_into("<Q", memory, 8, U64_MAX)
+    assert slots.newest == b"one"
+    assert slots.write(b"two") == 1
+    assert slots.newest == b"two"
 
 
 def test_what_killed_its_reader_is_known() -> None:
@@ -78,3 +90,16 @@ def test_a_torn_write_leaves_the_one_before(blobs: list[bytes], cut: int, junk: 
     torn[begin + 40 : begin + 40 + len(data)] = data
     before = blobs[-2] if len(blobs) > 1 else None
     assert Slots(memoryview(torn)).newest == before
+
+
+@given(st.binary(max_size=300), st.binary(max_size=60))
+def test_any_bytes_at_all_are_read_or_refused(memory: bytes, blob: bytes) -> None:
+    slots = Slots(memoryview(bytearray(memory.ljust(300, b"\0"))))
+    for text in (slots.newest or b"", blob, pack(blob, module="gc", state_version=2, libraries={})):
+        libraries_of(text)
+        try:
+            unpack(text, module="gc", state_version=2, libraries={})
+        except UsageError:
+            continue
+    slots.write(blob)
+    assert slots.newest == blob

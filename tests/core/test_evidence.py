@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from uxk.core.evidence import Alarm, Correlation, Evidence, difference_ppm
+from uxk.core.evidence import SCALES_PPM, Alarm, Correlation, Evidence, difference_ppm
 from uxk.core.fixed import ONE, exp, ln, log_cosh, ratio
 from uxk.core.mode import ModeConfig
 from uxk.errors import KernelBug
@@ -52,6 +53,32 @@ def test_exchanging_the_arms_changes_the_sign_of_their_difference(a: int, b: int
     assert difference_ppm(a, b) == -difference_ppm(b, a)
     assert abs(difference_ppm(a, b)) < 1_000_000
     assert (difference_ppm(a, b) > 0) <= (a > b)
+
+
+@given(st.integers(-999_999, 999_999), st.sampled_from(SCALES_PPM))
+def test_every_bet_is_fair_if_either_sign_is_as_likely(difference: int, scale: int) -> None:
+    gain = ratio(difference, scale)
+    means = [exp(sign * gain - log_cosh(gain)) for sign in (1, -1)]
+    assert sum(means) / 2 == pytest.approx(ONE, rel=1e-9)
+
+
+@given(st.lists(st.integers(-999_999, 999_999), max_size=20), st.integers(0, 999_999))
+def test_an_epoch_with_a_sign_of_chance_adds_nothing_on_average(history: list[int], size: int) -> None:
+    """The martingale itself: without the correction, the wealth after either sign has the mean of the wealth before.
+
+    Checked on the bets, where no start begins; a start adds its own weight, and all weights are 1 together.
+    """
+    values = []
+    with patch.object(Correlation, "inflation", lambda self, epochs: ONE):
+        for last in ([size], [-size], []):
+            evidence = Evidence(ALPHA_PPM)
+            for difference in [*history, *last]:
+                evidence.add(difference)
+            values.append(math.exp(evidence.log_value / ONE))
+    up, down, before = values
+    k = (len(history) // 8) + 1
+    started = 1 / (k * (k + 1)) if len(history) % 8 == 0 else 0.0
+    assert (up + down) / 2 == pytest.approx(before + started, rel=1e-6)
 
 
 # --- error rates ---
@@ -137,6 +164,18 @@ def test_the_alarm_hears_of_a_turn_for_the_worse_whatever_was_before() -> None:
         alarm.add(int(random.normal(-0.05, 0.03) * 1e6))
         delay += 1
     assert 6 <= delay <= 40
+
+
+def test_a_long_bad_time_need_not_be_outweighed_when_good_times_come() -> None:
+    alarm = Alarm(1000)
+    for _ in range(5000):
+        alarm.add(-10_000)
+    assert alarm.reached
+    delay = 0
+    while alarm.reached:
+        alarm.add(50_000)
+        delay += 1
+    assert delay <= 16
 
 
 def test_false_alarms_are_as_rare_as_stated() -> None:

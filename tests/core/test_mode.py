@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from uxk.core.kpi import Epoch, Ledger
 from uxk.core.mode import TRANSITIONS, ModeConfig, ModeMachine, Trigger
 from uxk.errors import KernelBug, UsageError
-from uxk.limits import PPM
+from uxk.limits import I64_MAX, PPM
 from uxk.uapi.ml import Mode, ModeChange
 
 KPI = 2_000_000
@@ -133,6 +133,15 @@ def test_whatever_hints_do_the_loss_stays_near_the_budget(effect_ppm: int) -> No
         assert machine.ledger.saved_ppm >= -machine.config.loss_budget_ppm - one_epoch_ppm
 
 
+@pytest.mark.parametrize("kpi", [1, 3, 17, 10**6])
+def test_the_baseline_finds_any_level_of_any_kpi(kpi: int) -> None:
+    ledger = Ledger(1)
+    ledger.add(Epoch(10, None, 1, 0))
+    for _ in range(200):
+        ledger.add(Epoch(kpi, None, 1, 0))
+    assert ledger.baseline == kpi
+
+
 def test_gains_pay_losses_back_but_cannot_be_saved_up() -> None:
     ledger = Ledger(1)
     for hinted in (50, 50, 50, 130):
@@ -195,9 +204,89 @@ def test_an_override_holds_against_evidence_and_alarms_until_it_is_lifted() -> N
     assert machine.mode is Mode.RECOMMENDATION
     machine.set_override(7, None)
     assert machine.mode is Mode.EMERGENCY
-    machine.stop(8)
-    with pytest.raises(UsageError, match="not started"):
-        machine.set_override(9, Mode.LEARNING)
+
+
+def test_an_override_holds_over_stop_and_start() -> None:
+    machine = started()
+    machine.set_override(1, Mode.EMERGENCY)
+    machine.stop(2)
+    machine.start(3)
+    assert (machine.mode, machine.timeline[-1].why) == (Mode.EMERGENCY, "model started: override")
+    machine.stop(4)
+    machine.set_override(5, Mode.COLLABORATION)
+    assert (machine.mode, machine.override) == (Mode.EMERGENCY, Mode.COLLABORATION), "from the start on"
+    machine.start(6)
+    assert machine.mode is Mode.COLLABORATION
+    machine.stop(7)
+    machine.set_override(8, None)
+    machine.start(9)
+    assert machine.mode is Mode.LEARNING
+
+
+def test_there_is_no_overriding_to_a_mode_that_no_model_has() -> None:
+    machine = ModeMachine(ModeConfig())
+    with pytest.raises(UsageError, match="LEARNING in mode UNKNOWN"):
+        machine.set_override(0, Mode.LEARNING)
+    machine.create(0)
+    with pytest.raises(UsageError, match="UNKNOWN in mode EMERGENCY"):
+        machine.set_override(0, Mode.UNKNOWN)
+    machine.destroy(1)
+
+
+# --- a model that is stopped and started, which its agent may do ---
+
+
+@pytest.mark.parametrize("when", ["after", "before"])
+@pytest.mark.parametrize("effect_ppm", [-450_000, -2_000_000])
+def test_stopping_and_starting_spends_no_more_than_the_loss_budget(effect_ppm: int, when: str) -> None:
+    machine = started()
+    for _ in range(400):
+        share = machine.share_ppm
+        if when == "before":  # so that nothing is decided on what this epoch did
+            machine.stop(0)
+        machine.observe(0, Epoch(KPI, KPI - KPI * effect_ppm // PPM if share else None, 1000, 1000 * share // PPM))
+        if when == "after":
+            machine.stop(0)
+        machine.start(0)
+    one_epoch_ppm = -effect_ppm * machine.config.learning_share_ppm // PPM // 16
+    assert machine.ledger.loss_ppm <= machine.config.loss_budget_ppm + one_epoch_ppm
+
+
+def test_an_emergency_waits_for_calm_whether_or_not_the_model_is_started_again() -> None:
+    machine = started(calm_epochs=3)
+    machine.watermark(0, "load", True)
+    machine.watermark(0, "load", False)
+    machine.stop(1)
+    machine.start(2)
+    assert [epoch(machine, 0) for _ in range(3)] == [Mode.EMERGENCY] * 2 + [Mode.LEARNING]
+    machine.stop(3)
+    machine.start(4)
+    assert machine.mode is Mode.LEARNING, "that one is over"
+    machine.set_override(5, Mode.EMERGENCY)
+    machine.set_override(6, None)
+    machine.stop(7)
+    machine.start(8)
+    assert machine.mode is Mode.EMERGENCY
+
+
+def test_settings_count_from_the_moment_they_are_made() -> None:
+    machine = ModeMachine(ModeConfig())
+    machine.configure(ModeConfig(loss_floor_epochs=1000, loss_budget_ppm=1_000, trip_ppm=PPM))
+    machine.create(0)
+    machine.start(0)
+    for _ in range(9):
+        assert epoch(machine, -900_000) is Mode.LEARNING, "1000 epochs of budget"
+    machine.configure(ModeConfig(loss_floor_epochs=1))
+    assert machine.ledger.loss_ppm > 50_000
+
+
+def test_a_late_improvement_is_found_however_long_hints_were_worse() -> None:
+    machine = started(loss_budget_ppm=PPM)
+    play(machine, -10_000, 2000, noise_ppm=10_000)
+    assert machine.mode is Mode.LEARNING
+    turned = machine.epoch
+    play(machine, 50_000, 60, noise_ppm=10_000)
+    assert machine.timeline[-1].new > Mode.LEARNING and machine.timeline[2].epoch - turned <= 60
 
 
 @pytest.mark.parametrize(
@@ -208,8 +297,12 @@ def test_settings_are_checked(settings: dict[str, int]) -> None:
         ModeConfig(**settings)
 
 
-@pytest.mark.parametrize("bad", [(0, 1, 1, 1), (1, -1, 1, 1), (1, 1, 1, 2), (1, 1, 1, -1), (True, 1, 1, 1)])
-def test_an_impossible_epoch_is_refused(bad: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("bad", [
+    (0, 1, 1, 1), (1, -1, 1, 1), (1, 1, 1, 2), (1, 1, 1, -1), (True, 1, 1, 1), (1, 1 << 63, 1, 1), (10**5000, 1, 1, 1),
+    (1, 1, 1.5, 1), (1, 1, np.int64(7), 1), (1, 1, 2, True), (1, 1, -1, -1), (1, 1, 10**5000, 1),
+    (float("nan"), 1, 1, 1), (-(10**5000), 1, 1, 1),
+])  # fmt: skip
+def test_an_impossible_epoch_is_refused(bad: tuple[Any, Any, Any, Any]) -> None:
     with pytest.raises(UsageError, match="epoch: "):
         Epoch(*bad)
 
@@ -240,11 +333,24 @@ class Histories(RuleBasedStateMachine):
         self.machine.set_override(0, mode)
         assert mode is None or self.machine.mode is mode
 
+    @rule(
+        default=st.none() | st.integers(1, I64_MAX), hinted=st.none() | st.integers(1, I64_MAX),
+        weight=st.integers(0, I64_MAX), share_ppm=st.integers(0, PPM),
+    )  # fmt: skip
+    def any_epoch(self, default: int | None, hinted: int | None, weight: int, share_ppm: int) -> None:
+        self.machine.observe(0, Epoch(default, hinted, weight, weight * share_ppm // PPM))
+
     @rule()
     def restart(self) -> None:
-        self.machine.stop(0)
-        assert self.machine.mode is Mode.EMERGENCY
-        self.machine.start(0)
+        machine = self.machine
+        owed = bool(machine.critical) or machine.mode is Mode.EMERGENCY
+        machine.stop(0)
+        assert machine.mode is Mode.EMERGENCY
+        machine.start(0)
+        if machine.override is not None:
+            assert machine.mode is machine.override
+        else:
+            assert machine.mode is Mode.EMERGENCY or not owed
 
     @invariant()
     def sane(self) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from uxk.core.mode import ModeConfig, ModeMachine
-from uxk.core.site import GIVEN_MAX, REASONS_MAX, DecisionSite
+from uxk.core.site import GIVEN_MAX, REASON_MAX_CHARS, REASONS_MAX, DecisionSite
 from uxk.errors import UsageError
 from uxk.limits import PPM
 from uxk.uapi.entries import Hint
@@ -148,6 +150,29 @@ def test_memory_is_bounded_whatever_the_subsystem_forgets_to_report() -> None:
     assert len(site._given) == GIVEN_MAX
 
 
+def test_reasons_are_short_and_fit_for_a_terminal() -> None:
+    site = DecisionSite("site", lambda payload: payload.decode())
+    assert site.offer(1, hint(b"x" * 9999), 0) == "x" * REASON_MAX_CHARS
+    assert site.offer(1, hint(b"a\nfake 7\x1b[2J"), 0) == "a\\nfake 7\\x1b[2J"
+    assert all(len(reason) <= REASON_MAX_CHARS and reason.isprintable() for reason in site.rejects)
+
+
+@pytest.mark.parametrize("bad", [1.5, 10**30, True, None])
+def test_an_outcome_that_no_record_can_hold_is_refused_where_it_is_told(bad: Any) -> None:
+    told: list[Feedback] = []
+    site = DecisionSite("site", refuse_bad, feedback=lambda sender, record: told.append(record))
+    site.offer(1, hint(standing=True), 0)
+    found = site.standing(0)
+    assert found is not None
+    for call in (
+        lambda: site.applied(found, outcome=bad), lambda: site.applied(found, outcome=1, baseline=bad),
+        lambda: site.refuse(found, "costly", outcome=bad),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="signed 64-bit"):
+            call()
+    assert (told, site.hints_applied, site.rejects) == ([], 0, {})
+
+
 # --- shares ---
 
 
@@ -179,6 +204,12 @@ def test_the_hinted_arm_only_grows_with_the_share() -> None:
 def test_both_arms_have_a_unit_below_the_full_share(units: int, share_ppm: int) -> None:
     site = DecisionSite("site", refuse_bad, modes=learning(learning_share_ppm=share_ppm), units=units)
     assert 0 < sum(site.follows(unit) for unit in range(units)) < units
+
+
+def test_a_unit_that_there_is_not_is_named() -> None:
+    site = DecisionSite("site", refuse_bad, modes=learning(), units=4)
+    with pytest.raises(UsageError, match="unit 4, expected 0 to 3"):
+        site.follows(4)
 
 
 def test_units_and_depth_are_checked() -> None:

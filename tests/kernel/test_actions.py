@@ -256,6 +256,47 @@ async def test_a_subsystem_that_refuses() -> None:
                                           "KPI 100 before, no epoch since")  # fmt: skip
 
 
+class Linked:
+    """Two thresholds of which the subsystem itself keeps the lower one below the other."""
+
+    def __init__(self, kernel: uxk.Kernel) -> None:
+        table = self.table = kernel.sysctl
+        self.low = table.register(Sysctl("fs/tide/low", 1, minimum=0, maximum=99))
+        self.high = table.register(Sysctl("fs/tide/high", 2, minimum=0, maximum=99, on_change=self.on_change))
+        self.watch = kernel.actions.watch("fs/tide/high", lambda: 100)
+        kernel.actions.watch("fs/tide/low", self.watch)
+        for _ in range(2):
+            self.watch.epoch()
+
+    def on_change(self, value: int) -> None:
+        self.table.set("fs/tide/low", value - 1)
+
+    @property
+    def values(self) -> tuple[int, int]:
+        return self.low.value, self.high.value
+
+
+async def test_what_the_subsystem_adjusts_by_itself_belongs_to_the_action() -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        linked, ctx = Linked(kernel), await boot(kernel)
+        assert (await ask(kernel, ctx.recommend_sysctl("fs/tide/high", 7, lifetime_ns=50))).status == 0
+        assert linked.values == (6, 7)
+        await kernel.sleep_ns(60)
+        assert linked.values == (1, 2)
+        assert lines(kernel)[-1].endswith("reverted: 7 -> 2: its lifetime is over: KPI 100 before, no epoch since")
+
+
+async def test_an_administrators_write_stays_whatever_it_adjusts() -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        linked, ctx = Linked(kernel), await boot(kernel)
+        assert (await ask(kernel, ctx.recommend_sysctl("fs/tide/high", 7, lifetime_ns=50))).status == 0
+        kernel.sysfs.write("/proc/sys/fs/tide/high", "30")
+        assert linked.values == (29, 30)
+        await kernel.sleep_ns(60)
+        assert (linked.values, linked.high.writer) == ((29, 30), "root")
+        assert lines(kernel)[-1].endswith("superseded: 30 stays, written meanwhile")
+
+
 async def test_watching_is_checked() -> None:
     async with uxk.Kernel(seed=1) as kernel:
         tide = Tide(kernel)

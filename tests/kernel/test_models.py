@@ -16,10 +16,12 @@ from uxk.core.site import DecisionSite
 from uxk.errors import TreeError, UsageError
 from uxk.kernel.models import ATTACHED_MAX
 from uxk.kernel.proxy import MLModelProxy
+from uxk.limits import CAPS_PER_HOLDER_MAX
 from uxk.testing.kernels import crash, residue, usage
 from uxk.uapi import ml
 from uxk.uapi.entries import Hint
 from uxk.uapi.ml import DatasetState, Mode, ModelCommand, ModelState
+from uxk.uapi.rights import Rights
 
 WRITES = np.dtype([("lba", "<u4"), ("kind", "u1"), ("ages", "<u2", (3,))])
 PATH = "/sys/kernel/ml/lfs/lfs0"
@@ -293,13 +295,83 @@ async def test_rows_are_filled_in_place() -> None:
             data.published["lba"][0] = 1
 
 
+async def test_what_preprocessing_leaves_out_is_in_no_readers_memory() -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        proxy = kernel.create_model("lfs", "lfs0")
+        data = proxy.dataset("writes", WRITES, 8, preprocess=lambda rows: rows[rows["kind"] == 1])
+        await kernel.insmod(Learner)
+        data.append(rows(1, 2, 3, 6, 8, 4))
+        data.publish()
+        await kernel.run()
+        slot = np.frombuffer(Learner.ctx.map(heard("dataset")[0].cap), WRITES)
+        assert slot["lba"].tolist() == [1, 3, 0, 0, 0, 0, 0, 0]
+
+
+async def test_no_row_is_preprocessed_twice_and_what_does_not_fit_is_lost() -> None:
+    def double(rows: Any) -> Any:
+        rows = rows.copy()
+        rows["lba"] *= 2
+        return rows
+
+    async with uxk.Kernel(seed=1) as kernel:
+        proxy = kernel.create_model("lfs", "lfs0")
+        data = proxy.dataset("writes", WRITES, 4, preprocess=double)
+        data.append(rows(1, 2))
+        assert proxy.preprocess_data("writes") == proxy.preprocess_data("writes") == 2
+        data.append(rows(5))
+        proxy.publish_data("writes")
+        assert data.published["lba"].tolist() == [2, 4, 10]
+        data = proxy.dataset("more", WRITES, 4, preprocess=lambda rows: np.repeat(rows, 3))
+        data.append(rows(1, 2))
+        data.publish()
+        assert (data.published["lba"].tolist(), data.lost_before) == ([1, 1, 1, 2], 2)
+
+
+@pytest.mark.parametrize("bad", [
+    np.array([(1, (0, 0, 0), 1)], [("lba", "<u4"), ("ages", "<u2", (3,)), ("kind", "u1")]), np.arange(3),
+    np.zeros((2, 2), WRITES), np.zeros(1, [("lba", "<i8"), ("kind", "u1"), ("ages", "<u2", (3,))]),
+    [(1 << 40, 0, (0, 0, 0))], [(-1, 0, (0, 0, 0))], [(1,)], [(None, 0, (0, 0, 0))], [(float("nan"), 0, (0, 0, 0))],
+])  # fmt: skip
+async def test_rows_of_another_kind_are_refused_and_none_is_taken(bad: Any) -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        data = kernel.create_model("lfs", "lfs0").dataset("writes", WRITES, 4)
+        with pytest.raises(UsageError, match=r"dataset writes: .*expected rows of"):
+            data.append(bad)
+        assert (data.rows, data.lost, data.append(rows(3))) == (0, 0, 1)
+
+
+async def test_a_dataset_whose_model_is_gone_says_so() -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        proxy = kernel.create_model("lfs", "lfs0")
+        data = proxy.dataset("writes", WRITES, 4)
+        proxy.close()
+        for call in (lambda: data.append(rows(1)), data.publish, lambda: data.tail, data.discard, data.extract):
+            with pytest.raises(UsageError):
+                call()
+        assert (data.state, len(data.published)) == (DatasetState.UNKNOWN, 0)
+
+
+async def test_a_reader_without_room_for_a_capability_does_not_stop_the_subsystem() -> None:
+    async with uxk.Kernel(seed=1) as kernel:
+        data = kernel.create_model("lfs", "lfs0").dataset("writes", WRITES, 4)
+        agent = kernel.agents[(await kernel.insmod(Learner)).name]
+        caps = kernel.machine.caps
+        while caps.count(agent.id) < CAPS_PER_HOLDER_MAX:
+            caps.grant(agent.id, "lock", "greed", Rights.READ)
+        data.append(rows(1))
+        assert data.publish() == 1
+        assert (data.state, agent.account.rejects["event_dropped"]) == (DatasetState.CLEAN, 1)
+        done = await ask(kernel, Learner.ctx.model("lfs0", ModelCommand.GET_DATASET, "writes"))
+        assert (done.status, data.state) == (errno.EMFILE, DatasetState.CLEAN)
+
+
 async def test_extraction_on_request_and_its_failure() -> None:
     state = {"fail": True}
 
     def extract(data: Any) -> None:
+        data.append(rows(41, 42))
         if state["fail"]:
             raise ValueError("no such thing")
-        data.append(rows(41, 42))
 
     async with uxk.Kernel(seed=1) as kernel:
         proxy = kernel.create_model("lfs", "lfs0")
@@ -307,7 +379,7 @@ async def test_extraction_on_request_and_its_failure() -> None:
         await kernel.insmod(Learner)
         get = lambda: Learner.ctx.model("lfs0", ModelCommand.GET_DATASET, "writes")  # noqa: E731
         failed = await ask(kernel, get())
-        assert (failed.status, data.state) == (errno.EIO, DatasetState.EXTRACTION_FAILURE)
+        assert (failed.status, data.state, data.rows) == (errno.EIO, DatasetState.EXTRACTION_FAILURE, 0)
         state["fail"] = False
         assert ml.decode_dataset((await ask(kernel, get())).payload).rows == 2
         assert ml.decode_dataset((await ask(kernel, get())).payload).generation == 1, "it is fresh"
@@ -331,7 +403,8 @@ async def test_a_checked_dataset_tells_when_its_bytes_have_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["<u4", [("x", "<f8")], [("x", "O")], np.dtype([("a", "u1"), ("b", "<u4")], align=True)]
+    "dtype",
+    ["<u4", [("x", "<f8")], [("x", "O")], [], [("x", "S0")], np.dtype([("a", "u1"), ("b", "<u4")], align=True)],
 )
 async def test_a_dataset_takes_packed_integers_only(dtype: Any) -> None:
     async with uxk.Kernel(seed=1) as kernel:
@@ -528,6 +601,7 @@ async def test_names_are_checked(name: str) -> None:
             kernel.create_model("lfs", name)
         assert len(kernel.models) == 0
         proxy: MLModelProxy = kernel.create_model("lfs", "lfs0")
-        for make in (lambda: proxy.site("a/b", fine), lambda: proxy.dataset("", WRITES, 1)):
-            with pytest.raises(UsageError, match="expected a name"):
-                make()
+        for part in ("", ".", "..", "a/b", "a b", "a*", "[a]", "a:b", "ä", "x" * 60):
+            for make in (lambda: proxy.site(part, fine), lambda: proxy.dataset(part, WRITES, 1)):  # noqa: B023
+                with pytest.raises(UsageError, match="expected a name"):
+                    make()

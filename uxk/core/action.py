@@ -16,6 +16,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from uxk.core.kpi import shown
 from uxk.core.ratelimit import RateLimit
 from uxk.errors import BudgetError, CapabilityError, UsageError
 from uxk.limits import I64_MAX, NS_PER_S, PPM
@@ -158,8 +159,9 @@ class Trial:
 
     def epoch(self, kpi: int) -> End | None:
         """One epoch was measured.  EINVAL for what is no KPI."""
-        if type(kpi) is not int or kpi < 0:
-            raise UsageError(f"actions: kpi={kpi!r} under {', '.join(self._limits)}: expected an integer, 0 or more")
+        if type(kpi) is not int or not 0 <= kpi <= I64_MAX:
+            names = ", ".join(self._limits)
+            raise UsageError(f"actions: kpi={shown(kpi)} under {names}: expected an integer, 0 to {I64_MAX}")
         action, config = self.pending, self._config
         if action is None:
             self._settled.append(kpi)

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from uxk.errors import UsageError
+from uxk.limits import U64_MAX
 
 FORMAT: Final = 1
 """Of :class:`Checkpoint`; another one is not read."""
@@ -117,6 +118,9 @@ class Slots:
         if len(blob) > self.room:
             raise UsageError(f"checkpoint of {len(blob)} bytes, there is room for {self.room}", errno=errno.ENOSPC)
         best = self._best()
+        if best is not None and best[1] == U64_MAX:  # no header holds its successor: the memory was tampered with
+            self.clear()
+            best = None
         slot, number = (0, 1) if best is None else ((best[0] + 1) % _SLOTS, best[1] + 1)
         begin = slot * self._room
         _HEADER.pack_into(self._memory, begin, bytes(8), 0, 0, 0, 0)

@@ -144,10 +144,13 @@ class Evidence:
 class Alarm:
     """Evidence for "worse", for ever on watch: about ``run_length`` epochs or more between false alarms."""
 
-    __slots__ = ("_correlation", "_threshold", "_won")
+    __slots__ = ("_correlation", "_most", "_threshold", "_won")
 
     def __init__(self, run_length: int) -> None:
         self._threshold = ln(run_length * ONE)
+        self._most = self._threshold + ln(len(SCALES_PPM) * ONE) + ONE
+        """What one bet needs for the alarm by itself, and a little more: a longer bad time tells nothing further,
+        and would only have to be outweighed when good times come."""
         self._won = [0] * len(SCALES_PPM)
         self._correlation = Correlation()
 
@@ -156,7 +159,7 @@ class Alarm:
         self._correlation.add(difference)
         inflation = self._correlation.inflation()
         for index, factor in enumerate(_bets(-difference)):
-            self._won[index] = max(0, self._won[index] + ratio(factor, inflation))
+            self._won[index] = min(max(0, self._won[index] + ratio(factor, inflation)), self._most)
 
     @property
     def log_value(self) -> int:

@@ -12,12 +12,14 @@ from typing import Final
 from msgspec import Struct
 
 from uxk.errors import UsageError
-from uxk.limits import PPM
+from uxk.limits import I64_MAX, PPM
 
 WINDOW: Final = 16
 """Epochs of which the present efficiency is taken."""
 MEMORY: Final = 8
 """The baseline moves by one part in so many with every epoch in which there was a default arm."""
+_POINT: Final = 16
+"""Bits after the point of the baseline: a KPI of a few units must not be stuck for rounding."""
 
 
 class Epoch(Struct, frozen=True):
@@ -33,23 +35,25 @@ class Epoch(Struct, frozen=True):
     def __post_init__(self) -> None:
         for name in ("default_kpi", "hinted_kpi"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value <= 0):
-                raise UsageError(f"epoch: {name}={value!r}, expected an integer above 0, or None")
-        if not 0 <= self.hinted_weight <= self.weight:
-            raise UsageError(f"epoch: hinted_weight={self.hinted_weight}, expected 0 to weight={self.weight}")
+            if value is not None and not (type(value) is int and 0 < value <= I64_MAX):
+                raise UsageError(f"epoch: {name}={shown(value)}, expected an integer, 1 to {I64_MAX}, or None")
+        for name, most in (("weight", I64_MAX), ("hinted_weight", self.weight)):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= most:
+                raise UsageError(f"epoch: {name}={shown(value)}, expected an integer, 0 to {most}")
 
 
 class Ledger:
     """Sums over a run.  ``floor_epochs``: the loss budget is never that of a run shorter than this."""
 
-    __slots__ = ("_floor_epochs", "_window", "baseline", "baseline_sum", "epochs", "loss", "saved")
+    __slots__ = ("_baseline", "_window", "baseline_sum", "epochs", "floor_epochs", "loss", "saved")
 
     def __init__(self, floor_epochs: int) -> None:
-        self._floor_epochs = floor_epochs
+        self.floor_epochs = floor_epochs
         self._window: deque[tuple[int, int]] = deque(maxlen=WINDOW)
         self.epochs = 0
-        self.baseline = 0
-        """What the default gives, as last known; 0 before it was measured."""
+        self._baseline = 0
+        """Fixed point."""
         self.baseline_sum = 0
         """The default's KPI by weight, over all epochs."""
         self.loss = 0
@@ -60,8 +64,9 @@ class Ledger:
     def add(self, epoch: Epoch) -> None:
         """Books one epoch.  Without a default arm, the baseline is that of earlier epochs."""
         if epoch.default_kpi is not None:
-            before = self.baseline or epoch.default_kpi
-            self.baseline = before + (epoch.default_kpi - before) // MEMORY
+            now = epoch.default_kpi << _POINT
+            before = self._baseline or now
+            self._baseline = before + (now - before) // MEMORY
         default = epoch.default_kpi or self.baseline
         if not default:
             return
@@ -74,11 +79,16 @@ class Ledger:
             self._window.append((gain, default * epoch.hinted_weight))
 
     @property
+    def baseline(self) -> int:
+        """What the default gives, as last known; 0 before it was measured."""
+        return (self._baseline + (1 << _POINT - 1)) >> _POINT
+
+    @property
     def loss_ppm(self) -> int:
         """The loss, relative to the default's cumulated KPI."""
         if not self.baseline_sum:
             return 0
-        whole = self.baseline_sum * max(self.epochs, self._floor_epochs) // self.epochs
+        whole = self.baseline_sum * max(self.epochs, self.floor_epochs) // self.epochs
         return self.loss * PPM // max(whole, 1)
 
     @property
@@ -94,6 +104,13 @@ class Ledger:
     def forget_window(self) -> None:
         """Efficiency begins anew, for another mode."""
         self._window.clear()
+
+
+def shown(value: object) -> str:
+    """For a message: a number of thousands of digits does not even convert."""
+    if isinstance(value, int) and abs(value) > I64_MAX:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
 
 
 def _share(part: int, whole: int) -> int:

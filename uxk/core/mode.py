@@ -7,7 +7,8 @@ kernel-ml-lib names the modes; it has no transitions.  These are a proposal, bui
 * *Down at once.*  One bad epoch (trip-wire), a spent loss budget, or a watermark ends in EMERGENCY, where defaults
   alone decide; steady evidence that hints are worse takes one step down.
 * *Back through LEARNING.*  EMERGENCY ends after a calm period, which doubles with every emergency until a
-  promotion, with no watermark critical and half of the loss budget free again.
+  promotion, with no watermark critical and half of the loss budget free again.  Stopping and starting the model,
+  which an agent may be allowed to do, is no way around that, nor around an administrator's override.
 
 Whatever an agent does, the loss against the default stays near ``loss_budget_ppm``.
 """
@@ -110,8 +111,8 @@ class ModeMachine:
     """The mode of one model.  ``on_change`` hears of every transition."""
 
     __slots__ = (
-        "_alarm", "_calm", "_emergencies", "_evidence", "_patience", "_started", "_starts", "config", "critical",
-        "epoch", "ledger", "mode", "mode_epochs", "on_change", "override", "timeline",
+        "_alarm", "_calm", "_emergencies", "_evidence", "_patience", "_recovering", "_started", "_starts", "config",
+        "critical", "epoch", "ledger", "mode", "mode_epochs", "on_change", "override", "timeline",
     )  # fmt: skip
 
     def __init__(self, config: ModeConfig, on_change: Callable[[ModeChange], object] = lambda change: None) -> None:
@@ -128,6 +129,8 @@ class ModeMachine:
         """Watermarks that are passed now, and by how much, in words."""
         self.ledger = Ledger(config.loss_floor_epochs)
         self._started = False
+        self._recovering = False
+        """Whether an emergency waits for calm: starting the model does not end it."""
         self._calm = self._patience = self._emergencies = 0
         self._starts: dict[Mode, int] = {}
         """Starts of the tests made in each mode: all of them together have the error ``alpha_ppm``."""
@@ -153,19 +156,30 @@ class ModeMachine:
 
     # --- life ---
 
+    def configure(self, config: ModeConfig) -> None:
+        """Other settings, for a model that is not started; what was measured stays."""
+        self.config = config
+        self.ledger.floor_epochs = config.loss_floor_epochs
+
     def create(self, now_ns: int) -> None:
         """There is a model: defaults decide, until it is started."""
         self._trigger(now_ns, Trigger.CREATE, "model created")
 
     def start(self, now_ns: int) -> None:
-        """Hints count from now on."""
+        """Hints count from now on: once it is calm, if there is an emergency; or as the override has it."""
         self._started = True
-        if not self.critical:
+        if self.override is not None:
+            self._change(now_ns, self.override, "model started: override")
+        elif self.critical or self._recovering or not self._affordable:
+            self._recovering = True
+        else:
             self._trigger(now_ns, Trigger.START, "model started")
 
     def stop(self, now_ns: int) -> None:
-        """Defaults decide, until it is started again; an override goes, too."""
-        self._started, self.override = False, None
+        """Defaults decide, until it is started again; an override holds from then on."""
+        if self._started and self.mode is Mode.EMERGENCY and self.override is None:
+            self._recovering = True
+        self._started = False
         self._trigger(now_ns, Trigger.STOP, "model stopped")
 
     def destroy(self, now_ns: int) -> None:
@@ -174,10 +188,16 @@ class ModeMachine:
         self._trigger(now_ns, Trigger.DESTROY, "model destroyed")
 
     def set_override(self, now_ns: int, mode: Mode | None, who: str = "administrator") -> None:
-        """Fixes the mode, whatever the evidence; None lets it go on from there.  EINVAL for a stopped model."""
-        if not self._started:
-            raise UsageError(f"mode_override: the model is not started, its mode is {self.mode.name}")
+        """Fixes the mode, whatever the evidence; None lets it go on from there.
+
+        In a model that is not started it holds once that is.  EINVAL for UNKNOWN, and if there is no model.
+        """
+        if mode is Mode.UNKNOWN or self.mode is Mode.UNKNOWN:
+            wanted = "auto" if mode is None else mode.name
+            raise UsageError(f"mode_override: {wanted} in mode {self.mode.name}: expected a model and a mode for it")
         self.override = mode
+        if not self._started:
+            return
         if mode is not None:
             self._change(now_ns, mode, f"override by {who}")
         elif self.critical:
@@ -222,7 +242,7 @@ class ModeMachine:
         config, ledger = self.config, self.ledger
         if self.mode is Mode.EMERGENCY:
             calm = config.calm_epochs << min(max(self._emergencies - 1, 0), PATIENCE_MAX)
-            if self._calm >= calm and not self.critical and 2 * ledger.loss_ppm <= config.loss_budget_ppm:
+            if self._calm >= calm and not self.critical and self._affordable:
                 self._trigger(now_ns, Trigger.CALM, f"calm for {self._calm} epochs; loss {ledger.loss_ppm} ppm")
         elif excess_ppm > config.trip_ppm:
             why = f"trip-wire: one epoch {excess_ppm} ppm worse, at most {config.trip_ppm}"
@@ -233,6 +253,11 @@ class ModeMachine:
             self._trigger(now_ns, Trigger.WORSE, f"worse: {self._alarm}; efficiency {ledger.efficiency_ppm} ppm")
         elif self._evidence.epochs >= config.epochs_min << self._patience and self._evidence.reached:
             self._trigger(now_ns, Trigger.BETTER, f"better: {self._evidence}; efficiency {ledger.efficiency_ppm} ppm")
+
+    @property
+    def _affordable(self) -> bool:
+        """Whether half of the loss budget is free."""
+        return 2 * self.ledger.loss_ppm <= self.config.loss_budget_ppm
 
     def _test(self, starts: int) -> Evidence:
         return Evidence(self.config.alpha_ppm, starts, correlation_ppm=self.config.correlation_ppm)
@@ -249,6 +274,7 @@ class ModeMachine:
             return
         if trigger in (Trigger.TRIP, Trigger.LOSS, Trigger.ALARM):
             self._emergencies += 1
+            self._recovering = True
         if trigger in (Trigger.TRIP, Trigger.LOSS, Trigger.WORSE):
             self._patience = min(self._patience + 1, PATIENCE_MAX)
         if trigger is Trigger.BETTER:
@@ -257,6 +283,7 @@ class ModeMachine:
 
     def _change(self, now_ns: int, mode: Mode, why: str) -> None:
         before, self.mode = self.mode, mode
+        self._recovering = self._recovering and mode is Mode.EMERGENCY
         self._calm = 0
         self._starts[before] = self._evidence.starts
         self._evidence = self._test(self._starts.get(mode, 0))

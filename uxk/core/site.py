@@ -13,14 +13,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from uxk.core.kpi import shown
 from uxk.core.mode import ModeMachine
 from uxk.errors import UsageError
-from uxk.limits import PPM
+from uxk.limits import I64_MAX, PPM
 from uxk.uapi.entries import Hint
 from uxk.uapi.ml import Feedback
 
 REASONS_MAX: Final = 64
 """Distinct reasons counted; a check's further ones are counted as ``other``."""
+REASON_MAX_CHARS: Final = 64
+"""Longest reason: a check may build it from what an agent sent."""
 GIVEN_MAX: Final = 1024
 """Hints given out whose outcome may still be told."""
 
@@ -107,9 +110,10 @@ class DecisionSite:
             self._once.append(held)
         return ""
 
-    def deny(self) -> None:
-        """Counts a hint from somebody who may not give any here, which says nothing about those who may."""
-        self.rejects["forged"] = self.rejects.get("forged", 0) + 1
+    def deny(self, reason: str) -> str:
+        """Counts a hint that was not even looked at: it says nothing about those who may give some, when they may."""
+        self.rejects[reason] = self.rejects.get(reason, 0) + 1
+        return reason
 
     def _fault(self, hint: Hint) -> str:
         """What speaks against a hint now."""
@@ -153,6 +157,7 @@ class DecisionSite:
 
         The hinted arm only grows with the share, and keeps at least one unit, as does the other one below 100 %.
         A single unit follows hints in every mode but EMERGENCY, and has nothing to be compared with.
+        Raises :class:`UsageError` for a unit that the site has not.
         """
         modes = self.modes
         if modes is None:
@@ -162,7 +167,10 @@ class DecisionSite:
             return share_ppm > 0
         if share_ppm != self._arms[0]:
             self._arms = (share_ppm, self._arm(share_ppm))
-        return self._rank[unit] < self._arms[1]
+        rank = self._rank.get(unit)
+        if rank is None:
+            raise UsageError(f"site {self.name}: unit {unit}, expected 0 to {self.units - 1}")
+        return rank < self._arms[1]
 
     @property
     def hinted_units(self) -> int:
@@ -204,8 +212,10 @@ class DecisionSite:
         """A hint that was given out has been followed, and this came of it: its sender is told.
 
         ``baseline`` is what the default would have given, by estimate.  May be called more than once for a
-        standing hint, with what came of it since.  Raises :class:`UsageError` for a hint not from here.
+        standing hint, with what came of it since.  Raises :class:`UsageError` for a hint not from here, one whose
+        sender is gone (ask :meth:`gave`), and figures that are no signed 64-bit integers.
         """
+        self._check_figures(outcome, baseline)
         sender = self._sender(hint)
         self.hints_applied += 1
         if not hint.standing:
@@ -213,9 +223,13 @@ class DecisionSite:
         self._tell(hint, sender, outcome, baseline, "")
 
     def refuse(self, hint: Hint, reason: str, *, outcome: int = 0) -> None:
-        """A hint that was given out could not be followed after all, or not wholly: counted, and told."""
+        """A hint that was given out could not be followed after all, or not wholly: counted, and told.
+
+        Raises as :meth:`applied`.
+        """
+        self._check_figures(outcome)
         sender = self._sender(hint)
-        self._count(reason)
+        reason = self._count(reason)
         del self._given[id(hint)]
         if self._standing is not None and self._standing.hint is hint:
             self._standing = None
@@ -242,6 +256,12 @@ class DecisionSite:
             raise UsageError(f"site {self.name}: hint {hint.cid} was not given out here, or its sender is gone")
         return given[1]
 
+    def _check_figures(self, *figures: int) -> None:
+        """What a record cannot hold is found where it is told, not when it is sent."""
+        for each in figures:
+            if type(each) is not int or not -I64_MAX <= each <= I64_MAX:
+                raise UsageError(f"site {self.name}: {shown(each)} as an outcome: expected a signed 64-bit integer")
+
     def _give(self, held: Held) -> None:
         given = self._given
         if id(held.hint) not in given:
@@ -256,6 +276,8 @@ class DecisionSite:
 
     def _count(self, reason: str) -> str:
         self.hints_refused += 1
+        if len(reason) > REASON_MAX_CHARS or not reason.isprintable():
+            reason = ascii(reason)[1:-1][:REASON_MAX_CHARS]
         key = reason if reason in self.rejects or len(self.rejects) < REASONS_MAX else "other"
         self.rejects[key] = self.rejects.get(key, 0) + 1
         return reason

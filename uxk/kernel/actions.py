@@ -58,17 +58,18 @@ class KpiWatch:
 class Open:
     """An action on trial, and whose it is."""
 
-    __slots__ = ("agent", "before", "entry", "timer", "trial", "why")
+    __slots__ = ("agent", "before", "entry", "timer", "trial", "value")
 
     def __init__(
-        self, agent: KernelAgent, trial: Trial, entry: SysctlEntry[Any], before: Value, timer: EventId, why: str
+        self, agent: KernelAgent, trial: Trial, entry: SysctlEntry[Any], before: Value, timer: EventId
     ) -> None:
         self.agent = agent
         self.trial = trial
         self.entry = entry
         self.before = before
+        self.value: Value = entry.value
+        """What is on trial."""
         self.timer = timer
-        self.why = why
 
 
 class Actions:
@@ -78,7 +79,8 @@ class Actions:
         self._machine = machine
         self._watches: dict[str, KpiWatch] = {}
         self._open: dict[int, Open] = {}
-        self._writing: SysctlEntry[Any] | None = None
+        self._writing: Trial | None = None
+        """Whose value is being written: what the subsystem then adjusts under the same KPI belongs to it."""
         self._last = 0
         self.counts = dict.fromkeys(Step, 0)
         """How often each step was taken."""
@@ -153,11 +155,11 @@ class Actions:
         if value == before:
             raise UsageError(f"action on {name}: it is {brief(entry.text)} already", errno=errno.EALREADY)
         watch.trial.check(name, machine.now_ns, request.lifetime_ns)
-        self._write(entry, value, agent.name)
+        self._write(watch.trial, entry, value, agent.name)
         self._last = number = self._last + 1
         action = watch.trial.begin(number, name, machine.now_ns, request.lifetime_ns)
         timer = machine.heap.call_at_daemon(action.until_ns, self._expire, number)
-        opened = self._open[number] = Open(agent, watch.trial, entry, before, timer, request.why)
+        opened = self._open[number] = Open(agent, watch.trial, entry, before, timer)
         why = brief(request.why) or "no reason given"
         until = f"until {action.until_ns} ns"
         self._tell(opened, action, Step.APPLIED, f"{_text(before)} -> {entry.text} {until}: {why}")
@@ -180,22 +182,24 @@ class Actions:
         action = end.action
         opened = self._open.pop(action.number)
         self._machine.heap.discard(opened.timer)
-        why = end.why
-        if end.step is Step.REVERTED:
+        why, step = end.why, end.step
+        if step is Step.REVERTED and opened.entry.value != opened.value:
+            step, why = Step.SUPERSEDED, "written meanwhile"  # in the midst of a write: theirs is not undone
+        if step is Step.REVERTED:
             now = opened.entry.text
             why = f"{now} -> {_text(opened.before)}: {why}"
             try:
-                self._write(opened.entry, opened.before, "kernel")
+                self._write(trial, opened.entry, opened.before, "kernel")
             except Exception as exc:  # the subsystem's own code; nobody above could do better
                 self._machine.log(
                     "err", "actions", f"{action.name}: the value from before was refused: {exc}", bug="action"
                 )
                 why = f"still {opened.entry.text}, the value from before was refused: {end.why}"
-        elif end.step is Step.CONFIRMED:
+        elif step is Step.CONFIRMED:
             why = f"{opened.entry.text} stays: {why}"
         else:
             why = f"{opened.entry.text} stays, {why}"
-        self._tell(opened, action, end.step, why)
+        self._tell(opened, action, step, why)
 
     def _expire(self, number: int) -> None:
         opened = self._open.get(number)
@@ -205,7 +209,7 @@ class Actions:
     def _written(self, entry: SysctlEntry[Any], before: Value) -> None:
         """Somebody has written a sysctl; if not an action, theirs counts."""
         watch = self._watches.get(entry.spec.name)
-        if watch is not None and entry is not self._writing:
+        if watch is not None and watch.trial is not self._writing:
             changed = entry.value != before
             self.finish(watch.trial, watch.trial.written(entry.spec.name, entry.writer, changed=changed))
 
@@ -226,8 +230,8 @@ class Actions:
 
     # --- inside ---
 
-    def _write(self, entry: SysctlEntry[Any], value: Value, writer: str) -> None:
-        before, self._writing = self._writing, entry
+    def _write(self, trial: Trial, entry: SysctlEntry[Any], value: Value, writer: str) -> None:
+        before, self._writing = self._writing, trial
         try:
             self._machine.sysctl.set(entry.spec.name, value, writer=writer)
         finally:

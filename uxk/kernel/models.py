@@ -201,12 +201,17 @@ class Models:
         if site is None:
             raise UsageError(f"no decision site {entry.site!r}", errno=errno.ENODEV)
         if machine.caps.find(agent.id, "site", entry.site, Rights.SUBMIT) is None:
-            site.deny()
+            site.deny("forged")
             raise CapabilityError(f"{agent.name}: its manifest does not ask for site:{entry.site}")
         agent.account.hints += 1
         self.know(agent)
         proxy = self._owner.get(entry.site)
-        reason = site.offer(agent.id, entry, now_ns) if proxy is None else proxy.preprocess_recommendation(agent, entry)
+        if proxy is None:
+            reason = site.offer(agent.id, entry, now_ns)
+        elif proxy.runs:
+            reason = proxy.preprocess_recommendation(agent, entry)
+        else:
+            reason = site.deny("stopped")
         if self.on_hint is not None:
             self.on_hint(agent, entry, reason)
         if reason:

@@ -9,6 +9,7 @@ decisions, and goes on with its default if nothing good is there.  The names of 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -38,6 +39,8 @@ Probe: TypeAlias = Mapping[str, "str | None"]
 """Watermarks by name: why it is critical, or None."""
 PARTS_MAX: Final = 64
 """Sites, and datasets, of one model."""
+_NAME: Final = re.compile(rf"[\w.-]{{1,{limits.NAME_MAX_BYTES}}}", re.ASCII)
+"""What a capability can name without being a pattern, and a path without leaving its folder."""
 _RUNS: Final = frozenset({ModelState.STARTED, ModelState.RUNNING})
 
 
@@ -97,6 +100,11 @@ class MLModelProxy:
     def writer(self) -> str:
         """Who writes one of its attributes at this moment."""
         return self._machine.tree.writer
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is started: data and hints flow."""
+        return self.state in _RUNS
 
     @property
     def mode(self) -> Mode:
@@ -166,12 +174,12 @@ class MLModelProxy:
     def init(self, config: ModeConfig | None = None) -> None:
         """Settles its options."""
         self._call("init")
-        self.modes.config = config or ModeConfig()
+        self.modes.configure(config or ModeConfig())
 
     def re_init(self, config: ModeConfig) -> None:
         """Other options, while it does not run; what was measured stays."""
         self._call("re_init")
-        self.modes.config = config
+        self.modes.configure(config)
 
     def start(self) -> None:
         """Data and hints flow; the mode becomes LEARNING."""
@@ -182,7 +190,7 @@ class MLModelProxy:
         """Nothing flows; hints that wait are dropped, defaults decide."""
         self._call("stop")
         self.modes.stop(self._machine.now_ns)
-        self._drop_hints()
+        self._drop_hints("stopped")
 
     def destroy(self) -> None:
         """Takes everything back: sites, datasets, their memory and capabilities, attributes; agents are told."""
@@ -199,7 +207,7 @@ class MLModelProxy:
 
     def close(self) -> None:
         """Stops it if it runs, and destroys it; a dead one stays dead."""
-        if self.state in _RUNS:
+        if self.runs:
             self.stop()
         if self.state is not ModelState.DEAD:
             self.destroy()
@@ -306,12 +314,12 @@ class MLModelProxy:
     def correct_system_state(self, why: str) -> None:
         """Drops every hint that waits, and lets the subsystem undo what hints have left behind."""
         self._call("correct_system_state")
-        self._drop_hints()
+        self._drop_hints("emergency")
         self._hooks.correct(why)
 
-    def _drop_hints(self) -> None:
+    def _drop_hints(self, reason: str) -> None:
         for site in self.sites.values():
-            site.clear("emergency")
+            site.clear(reason)
 
     # --- its parts ---
 
@@ -396,7 +404,7 @@ class MLModelProxy:
     def _mode_changed(self, change: ModeChange) -> None:
         machine = self._machine
         text = f"mode {change.old.name} -> {change.new.name} at epoch {change.epoch}: {change.why}"
-        emergency = change.new is Mode.EMERGENCY and self.state in _RUNS
+        emergency = change.new is Mode.EMERGENCY and self.runs
         machine.log(
             "warning" if emergency else "notice", f"{self.subsystem}/{self.name}", text[: limits.KMSG_TEXT_MAX_BYTES],
             mode=change.new.name.lower(), epoch=change.epoch,
@@ -411,7 +419,7 @@ class MLModelProxy:
 
     def _push(self, dataset: ProxyDataset) -> None:
         """A stopped model publishes for nobody."""
-        if self.state in _RUNS:
+        if self.runs:
             self._call("publish_data")
             for agent in self._models.readers(self):
                 dataset.push(agent)
@@ -442,8 +450,11 @@ class MLModelProxy:
         return found
 
     def _new_part(self, what: str, name: str, known: Mapping[str, object]) -> None:
-        if not 1 <= len(name) <= limits.NAME_MAX_BYTES or not name.isprintable() or {"/", ":"} & set(name):
-            raise UsageError(f"model {self.name}: {what} {name!r}: expected a name of 1 to {limits.NAME_MAX_BYTES}")
+        if not _NAME.fullmatch(name) or name in (".", ".."):
+            raise UsageError(
+                f"model {self.name}: {what} {name!r}: expected a name of 1 to {limits.NAME_MAX_BYTES} letters, digits "
+                "and '_.-'"
+            )
         if self.state in (ModelState.UNKNOWN, ModelState.SHUTTING_DOWN, ModelState.DEAD):
             raise UsageError(f"model {self.name}: {what} {name!r} in state {self.state.name}")
         if name in known:

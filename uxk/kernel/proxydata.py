@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from uxk.core.dataset import READABLE, Extraction, Step
-from uxk.errors import UsageError, UxkError
+from uxk.errors import CapabilityError, UsageError, UxkError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.machine import Machine
 from uxk.uapi.ids import KERNEL_ID, CapId
@@ -52,7 +52,8 @@ class ProxyDataset:
 
     __slots__ = (
         "_caps", "_checksum", "_count", "_extract", "_extraction", "_machine", "_on_push", "_offsets", "_preprocess",
-        "_views", "capacity", "checked", "dtype", "generation", "id", "lost", "lost_before", "model", "name", "schema",
+        "_sifted", "_views", "capacity", "checked", "dtype", "generation", "id", "lost", "lost_before", "model", "name",
+        "schema",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +80,8 @@ class ProxyDataset:
         self._on_push = on_push
         self._extraction = Extraction(f"{model}/{name}")
         self._count = 0
+        self._sifted = 0
+        """Rows appended, from the first, that :meth:`preprocess` has seen: it sees none twice."""
         self._checksum = 0
         self._offsets: list[int] = []
         self._views: list[NDArray[Any]] = []
@@ -122,6 +125,8 @@ class ProxyDataset:
 
     @property
     def _working(self) -> NDArray[Any]:
+        if not self._views:
+            raise UsageError(f"dataset {self.model}/{self.name}: its model is gone", errno=errno.ENODEV)
         return self._views[(self.generation + 1) % len(self._views)]
 
     def commit(self, count: int) -> None:
@@ -131,8 +136,17 @@ class ProxyDataset:
         self._count += count
 
     def append(self, rows: Rows) -> int:
-        """Appends rows as far as there is room; returns how many.  The rest is counted as lost."""
-        given = rows if isinstance(rows, np.ndarray) else np.array(list(rows), dtype=self.dtype)
+        """Appends rows as far as there is room; returns how many.  The rest is counted as lost.
+
+        EINVAL for values that do not fit into their columns, and for an array of another dtype: numpy would convert
+        it column by column, whatever their names, and cut off what does not fit.
+        """
+        try:
+            given = rows if isinstance(rows, np.ndarray) else np.array(list(rows), dtype=self.dtype)
+        except (TypeError, ValueError, OverflowError) as exc:
+            raise UsageError(f"dataset {self.name}: {exc}: expected rows of {self.dtype}") from None
+        if given.dtype != self.dtype or given.ndim != 1:
+            raise UsageError(f"dataset {self.name}: {given.ndim}-d {given.dtype}: expected rows of {self.dtype}")
         taken = min(len(given), self.room)
         self._working[self._count : self._count + taken] = given[:taken]
         self._count += taken
@@ -140,12 +154,25 @@ class ProxyDataset:
         return taken
 
     def preprocess(self) -> int:
-        """Applies the dataset's own filter to the rows appended; returns how many are left."""
-        if self._preprocess is not None:
-            kept = np.array(self._preprocess(self._working[: self._count]), dtype=self.dtype)
-            self._count = min(len(kept), self.capacity)
-            self._working[: self._count] = kept[: self._count]
+        """Applies the dataset's own filter to the rows appended since the last time; returns how many there are now.
+
+        What it leaves out is wiped: the capability of a reader spans the whole slot.
+        """
+        if self._preprocess is not None and self._sifted < self._count:
+            fresh = self._working[self._sifted : self._count]
+            kept = np.array(self._preprocess(fresh), dtype=self.dtype)
+            end = self._sifted + min(len(kept), self.capacity - self._sifted)
+            self.lost += self._sifted + len(kept) - end
+            self._working[self._sifted : end] = kept[: end - self._sifted]
+            self._wipe(end)
+            self._sifted = end
         return self._count
+
+    def _wipe(self, count: int) -> None:
+        """Only the first ``count`` of the rows appended stay."""
+        self._working[count : self._count] = np.zeros((), self.dtype)
+        self._count = count
+        self._sifted = min(self._sifted, count)
 
     def prepare(self) -> int:
         """Makes the rows appended the next generation, without telling anybody; returns its number."""
@@ -153,7 +180,7 @@ class ProxyDataset:
         size = self._count * self.dtype.itemsize
         self._extraction.prepared(size)
         self.generation += 1
-        self._count, self.lost_before, self.lost = 0, self.lost, 0
+        self._count, self._sifted, self.lost_before, self.lost = 0, 0, self.lost, 0
         self._revoke((self.generation + 1) % len(self._views))  # the next to be filled
         if self.checked:
             self._checksum = self._sum()
@@ -168,15 +195,17 @@ class ProxyDataset:
     def extract(self) -> int:
         """Fills it anew by the subsystem's own function, if it has one, and prepares it; returns the generation.
 
-        What goes wrong leaves EXTRACTION_FAILURE, and is raised as EIO.
+        What goes wrong leaves EXTRACTION_FAILURE and nothing of what was extracted, and is raised as EIO.
         """
         try:
             if self._extract is not None:
-                self._count = 0
+                self._wipe(0)
                 self._extract(self)
             return self.prepare()
         except (UxkError, ValueError, ArithmeticError, LookupError) as exc:
             self._extraction.step(Step.FAIL)
+            if self._extract is not None:
+                self._wipe(0)
             raise UsageError(f"dataset {self.model}/{self.name}: extraction failed: {exc}", errno=errno.EIO) from exc
 
     def discard(self) -> None:
@@ -194,16 +223,22 @@ class ProxyDataset:
         if self.checked and self._sum() != self._checksum:
             self._extraction.step(Step.CORRUPT)
             raise UsageError(f"dataset {self.model}/{self.name}: CORRUPTED: its checksum is wrong", errno=errno.EIO)
+        cap = self._cap(agent)
         portion = self._extraction.portion(offset, size)
-        return self.describe(portion.offset, portion.size), self._cap(agent)
+        return self.describe(portion.offset, portion.size), cap
 
     def push(self, agent: KernelAgent) -> bool:
-        """Hands the whole generation to an agent, as an event; False if its queue is full."""
+        """Hands the whole generation to an agent, as an event; False if it can take no more: the subsystem goes on."""
         if not agent.has_room or agent.host is None:
             agent.account.reject("event_dropped")
             return False
+        try:
+            cap = self._cap(agent)
+        except CapabilityError:  # its own limit
+            agent.account.reject("event_dropped")
+            return False
         self._extraction.portion(0, 0)
-        return agent.event("dataset", self.model, encode(self.describe()), self._cap(agent))
+        return agent.event("dataset", self.model, encode(self.describe()), cap)
 
     def describe(self, offset: int = 0, size: int = -1) -> Dataset:
         """The descriptor, of the whole or of a portion."""
@@ -217,6 +252,8 @@ class ProxyDataset:
     def published(self) -> NDArray[Any]:
         """The present generation, to look at; empty if there is none to read."""
         count = self._extraction.size // self.dtype.itemsize if self.state in READABLE else 0
+        if not count:
+            return np.empty(0, self.dtype)
         rows = self._views[self.generation % len(self._views)][:count]
         rows.flags.writeable = False
         return rows

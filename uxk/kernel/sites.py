@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ProxySite(DecisionSite):
     """What :meth:`~uxk.kernel.proxy.MLModelProxy.site` returns: the subsystem asks it at every decision."""
 
-    __slots__ = ("_proxy",)
+    __slots__ = ("_hinted_units_then", "_proxy")
 
     def __init__(
         self, proxy: MLModelProxy, name: str, check: Callable[[bytes], str], *, units: int, depth: int,
@@ -27,6 +27,8 @@ class ProxySite(DecisionSite):
             name, check, modes=proxy.modes, units=units, depth=depth, origin=origin, feedback=feedback
         )  # fmt: skip
         self._proxy = proxy
+        self._hinted_units_then = self.hinted_units
+        """How many followed hints when the epoch began: an emergency in its midst does not undo what they cost."""
 
     @property
     def mode(self) -> Mode:
@@ -49,8 +51,10 @@ class ProxySite(DecisionSite):
         all units are taken to be alike.
         """
         if hinted_weight is None:
-            hinted_weight = 0 if hinted_kpi is None else weight * self.hinted_units // self.units
+            units = max(self._hinted_units_then, self.hinted_units)
+            hinted_weight = 0 if hinted_kpi is None else weight * units // self.units
         self._proxy.estimate_efficiency(Epoch(default_kpi, hinted_kpi, weight, hinted_weight))
+        self._hinted_units_then = self.hinted_units
         return self._proxy.mode
 
     def watermark(self, name: str, *, critical: bool, why: str = "") -> None:

@@ -30,9 +30,13 @@ from msgspec import Struct
 Schema: TypeAlias = tuple[tuple[str, str], ...]
 """Columns of a table, as ``numpy.dtype(list(schema))`` takes them: name and type, e.g. ``("lba", "<u4")``."""
 Reject: TypeAlias = Literal[
-    "stale_generation", "stale_dataset", "expired", "out_of_range", "malformed", "forged", "too_late", "costly"
-]
-"""Why a hint was refused; a site's own check may give further reasons."""
+    "stale_generation", "stale_dataset", "expired", "out_of_range", "malformed", "forged", "too_late", "costly",
+    "stopped",
+]  # fmt: skip
+"""Why a hint was refused; a site's own check may give further reasons.
+
+``forged`` and ``stopped`` (the model does not run) are counted, and no fault of the model's own agents.
+"""
 
 
 class Mode(IntEnum):
