@@ -46,10 +46,12 @@ class Gc(uxk.MLAgent[GcParams]):
         self.refused = 0
         self.error_ppm = stats.EWMean(0.1)
         """By how much predictions of write amplification were off lately, in parts per million."""
+        self._default_cost = stats.EWMean(0.1)
         self._ops: npt.NDArray[np.int32] = np.empty(0, np.int32)
         self._miniatures: Miniatures | None = None
         self._chooser: Chooser
         self._search: Search | None = None
+        self._gp_ppm = 0
         self._due = False
         self._told = ""
 
@@ -65,10 +67,14 @@ class Gc(uxk.MLAgent[GcParams]):
         if self._miniatures is None:
             self._begin_with(ctx, state)
         assert self._miniatures is not None
+        if state["gp_ppm"] != self._gp_ppm:
+            self._gp_ppm = state["gp_ppm"]
+            self._miniatures.threshold(self._gp_ppm)
         costs = self._miniatures.write(self._ops)
         self._due = False
         if costs is None or costs.max() == 1:  # a volume that fills cleans nothing: no lesson
             return
+        self._default_cost.update(float(costs[0]))
         self._chooser.learn(costs)
         if self._search is not None:
             self._search.vary(self._miniatures, self._chooser)
@@ -78,7 +84,7 @@ class Gc(uxk.MLAgent[GcParams]):
         candidates = portfolio(state["logs"], self.params.learned)
         self._ratio = state["ratio"]
         self._miniatures = Miniatures(
-            state["sampled"], state["segment_blocks"], state["gp_ppm"], state["logs"], self._ratio, candidates
+            state["sampled"], state["segment_blocks"], state["gp_max_ppm"], state["logs"], self._ratio, candidates
         )  # fmt: skip
         self._chooser = CHOOSERS[self.params.chooser](len(candidates), ctx.random("chooser"))
         if self.params.search and self.params.learned:
@@ -90,11 +96,12 @@ class Gc(uxk.MLAgent[GcParams]):
         if not self._due or self._miniatures is None:
             return None
         self._due = False
-        policy = self._miniatures.candidates[self._chooser.choice].policy
+        policy = self._miniatures.candidates[self._chooser.choice]
         if policy.name != self._told:
             self._told = policy.name
             ctx.set_attribute("policy", f"{policy.name} {' '.join(map(str, policy.args))}".strip())
-        expected_ppm = int(self._chooser.means[self._chooser.choice] * 1_000_000)
+        share = float(np.exp(self._chooser.means[self._chooser.choice]))
+        expected_ppm = int(self._default_cost.get() * share * 1_000_000)
         return uxk.Advice(encode_hint(GcHint(policy.name, policy.args)), predicted=expected_ppm)
 
     def on_feedback(self, ctx: uxk.Context, feedback: uxk.Feedback) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from uxk.subsystems.lfs.miniature import Policy, parse_policy
 
 HUMANS: Final = (
-    "sepbit/cb-age", "fadac/cb-age", "fadac/cb-sqrt", "dac/cb-age", "sepbit/cb-sqrt", "sepbit/greedy", "mida/greedy",
-    "mida/cb-sqrt", "sepgc/greedy", "nosep/greedy", "sfs/cb-age",
+    "sepbit/cb-age", "fadac/cb-age", "dac/cb-age", "sepbit/cb-sqrt", "mida/greedy", "mida/cb-sqrt", "nosep/greedy",
+    "sepbit/d-choices", "warcip/d-choices", "sfs/d-choices",
 )  # fmt: skip
-"""The strongest of each kind; the first is the kernel's default."""
+"""The strongest over many workloads; the first is the kernel's default."""
 
 NAMES: Final = (
     "half", "loss", "user_top", "user_step", "gc_top", "gc_step", "blend", "pace", "wait", "regular", "gain", "age",
@@ -24,54 +24,39 @@ RATES: Final = {
     "steady": (0, 2, 200, 40, 200, 40, 4, 8, 0, 0, 16, 16),
     "tolerant": (0, 1, 200, 44, 200, 40, 8, 8, 0, 4, 16, 12),
     "low-water": (0, 1, 160, 40, 168, 40, 9, 5, 32, 8, 16, 16),
-    "wide": (0, 2, 200, 40, 200, 40, 9, 5, 8, 0, 12, 16),
     "drifting": (10, 4, 176, 40, 184, 40, 9, 5, -8, 0, 16, 16),
     "slow-mean": (0, 4, 200, 40, 200, 40, 7, 3, -24, 0, 14, 16),
     "lossy": (0, 5, 200, 40, 200, 40, 9, 5, 24, 8, 16, 16),
-    "steadier": (0, 1, 200, 40, 200, 40, 6, 2, -24, 0, 16, 16),
     "files": (0, 0, 92, 20, 64, 18, 14, 16, 24, 0, 34, 12),
     "files-fine": (0, 0, 56, 20, 76, 18, 14, 16, 18, 4, 24, 8),
-    "files-root": (0, 0, 80, 20, 52, 18, 14, 16, 24, 0, 22, 8),
     "builds": (12, 2, 72, 42, 196, 52, 12, 1, 0, 2, 8, 16),
     "builds-old": (12, 2, 72, 42, 196, 52, 12, 1, 0, 2, 8, 20),
     "last": (0, 0, 80, 20, 160, 30, 16, 16, 0, 0, 16, 16),
 }
 """Settings that complement one another over many workloads; the first is the best single one."""
+CHANCE: Final = ("files-fine", "builds", "last", "low-water")
+"""Settings that complement these when victims are drawn by chance: a log that is overwritten in circles gives the
+cleaner that goes by age every block just before it dies."""
 VARIATIONS: Final = 4
 """Places at the end of the portfolio that :mod:`uxk_gc.search` fills."""
 
 
-class Candidate(NamedTuple):
-    """A policy for a volume; ``distances`` are those of its parameters that count pages."""
-
-    policy: Policy
-    distances: tuple[int, ...] = ()
-
-    def scaled(self, ratio: int) -> Policy:
-        """The same for a miniature of one page in ``ratio``."""
-        args = list(self.policy.args)
-        for number in self.distances:
-            args[number] = max(args[number] // ratio, 2)
-        return self.policy._replace(args=tuple(args))
-
-
-def streams(logs: int, windows: tuple[int, ...] = (64,)) -> list[Candidate]:
+def streams(logs: int, window: int = 64) -> list[Policy]:
     """Sequential streams apart: pages written one after the other die together (files, compactions)."""
     found = []
-    for user in sorted({1, 2, logs - 2}):
-        for selection in ("greedy", "cb-sqrt"):
-            for window in windows:
-                if 0 < user < logs:
-                    policy = parse_policy(f"stream/{selection}", (user, window))
-                    found.append(Candidate(policy, (1,)))
+    for user, selection in ((2, "greedy"), (2, "d-choices"), (logs - 2, "cb-sqrt"), (logs - 2, "d-choices")):
+        candidate = parse_policy(f"stream/{selection}", (max(user, 1), window))
+        if candidate not in found:
+            found.append(candidate)
     return found
 
 
-def portfolio(logs: int, learned: bool = True) -> list[Candidate]:
+def portfolio(logs: int, learned: bool = True) -> list[Policy]:
     """All candidates for a volume with so many open logs."""
-    found = [Candidate(parse_policy(name)) for name in HUMANS]
+    found = [parse_policy(name) for name in HUMANS]
     if learned:
         found += streams(logs)
-        found += [Candidate(parse_policy("rate/learned", args)) for args in RATES.values()]
-        found += [Candidate(parse_policy("rate/learned", RATES["even"]))] * VARIATIONS
+        found += [parse_policy("rate/learned", args) for args in RATES.values()]
+        found += [parse_policy("rate/d-choices", RATES[name]) for name in CHANCE]
+        found += [parse_policy("rate/learned", RATES["even"])] * VARIATIONS
     return found

@@ -10,6 +10,7 @@ with fading means of river's in both layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Final, Protocol
 
 import numpy as np
@@ -20,8 +21,8 @@ from uxk_gc.miniatures import Costs
 MEMORIES: Final = (8, 24, 96)
 """Half-lives of the fading means, in epochs."""
 MARGIN: Final = 0.012
-"""A candidate must be better than the recommended one by this share: changing costs moves, too."""
-WARM_EPOCHS: Final = 6
+"""A candidate must be better than the recommended one by this share (a logarithm): changing costs moves, too."""
+WARM_EPOCHS: Final = 3
 """Before this there is no recommendation."""
 
 
@@ -32,7 +33,7 @@ class Chooser(Protocol):
 
     @property
     def means(self) -> Costs:
-        """What each candidate is thought to cost."""
+        """What each candidate is thought to cost: the natural logarithm of its share of the first one's cost."""
         ...
 
     def learn(self, costs: Costs) -> None:
@@ -44,13 +45,43 @@ class Chooser(Protocol):
         ...
 
 
+def relative(costs: Costs) -> Costs:
+    """Against the first candidate, the kernel's default: a hard epoch for all of them tells nothing about any."""
+    return np.asarray(np.log(costs / costs[0]))
+
+
+class FadingMean:
+    """A mean over a memory of ``half_life`` epochs; the plain one until it has seen that many.
+
+    A fading mean that starts with its first value would remember that one best, and the first epochs of a volume
+    are the least like the rest.
+    """
+
+    def __init__(self, half_life: int) -> None:
+        self._fading = 1 - 0.5 ** (1 / half_life)
+        self._mean: stats.Mean | stats.EWMean = stats.Mean()
+        self._young = int(1 / self._fading)
+
+    def update(self, value: float) -> None:
+        """One epoch."""
+        self._mean.update(value)
+        self._young -= 1
+        if self._young == 0:
+            grown = stats.EWMean(self._fading)
+            grown.update(self._mean.get())
+            self._mean = grown
+
+    def get(self) -> float:
+        """The mean so far."""
+        return float(self._mean.get())
+
+
 class Expert:
     """The candidate with the lowest mean over one memory length."""
 
     def __init__(self, candidates: int, half_life: int) -> None:
-        fading = 1 - 0.5 ** (1 / half_life)
-        self._fading = fading
-        self._means = [stats.EWMean(fading) for _ in range(candidates)]
+        self._half_life = half_life
+        self._means = [FadingMean(half_life) for _ in range(candidates)]
         self.choice = -1
 
     @property
@@ -59,19 +90,17 @@ class Expert:
         return np.array([mean.get() for mean in self._means])
 
     def learn(self, costs: Costs) -> None:
-        """One epoch."""
+        """One epoch; costs are relative ones."""
         for mean, cost in zip(self._means, costs, strict=True):
             mean.update(float(cost))
         means = self.means
         best = int(np.argmin(means))
-        if self.choice < 0 or means[best] < means[self.choice] * (1 - MARGIN):
+        if self.choice < 0 or means[best] < means[self.choice] - MARGIN:
             self.choice = best
 
     def forget(self, number: int, like: int) -> None:
         """Takes over another candidate's mean."""
-        mean = stats.EWMean(self._fading)
-        mean.update(self._means[like].get())
-        self._means[number] = mean
+        self._means[number] = deepcopy(self._means[like])
 
 
 class River:
@@ -91,11 +120,12 @@ class River:
     def learn(self, costs: Costs) -> None:
         """Judges the experts by what they had recommended, then teaches them."""
         self._epochs += 1
+        shares = relative(costs)
         choices = [expert.choice for expert in self._experts]
         if min(choices) >= 0:
-            self._judge.learn(costs[choices])
+            self._judge.learn(shares[choices])
         for expert in self._experts:
-            expert.learn(costs)
+            expert.learn(shares)
         if self._epochs >= WARM_EPOCHS:
             self.choice = self._experts[max(self._judge.choice, 0)].choice
 
@@ -111,17 +141,17 @@ class Minimum:
     def __init__(self, candidates: int, rng: np.random.Generator) -> None:
         self._epochs = 0
         self.choice = -1
-        self._costs: Costs = np.ones(candidates)
+        self._means: Costs = np.zeros(candidates)
 
     @property
     def means(self) -> Costs:
         """The last epoch's costs."""
-        return self._costs
+        return self._means
 
     def learn(self, costs: Costs) -> None:
         """One epoch."""
         self._epochs += 1
-        self._costs = costs
+        self._means = relative(costs)
         if self._epochs >= WARM_EPOCHS:
             self.choice = int(np.argmin(costs))
 
@@ -139,7 +169,7 @@ class Random(Minimum):
     def learn(self, costs: Costs) -> None:
         """Costs do not matter."""
         self._epochs += 1
-        self._costs = costs
+        self._means = relative(costs)
         if self._epochs >= WARM_EPOCHS and self._epochs % 16 == WARM_EPOCHS % 16:
             self.choice = int(self._rng.integers(len(costs)))
 

@@ -14,7 +14,7 @@ from river import linear_model
 from river.base.typing import FeatureName
 
 from uxk.subsystems.lfs.miniature import parse_policy
-from uxk_gc.candidates import NAMES, STEPS, VARIATIONS, Candidate
+from uxk_gc.candidates import NAMES, STEPS, VARIATIONS
 from uxk_gc.chooser import Chooser
 from uxk_gc.miniatures import Miniatures
 
@@ -46,7 +46,7 @@ class Search:
         slots = range(len(miniatures) - VARIATIONS, len(miniatures))
         due = [slot for slot in slots if self._epoch - self._born.get(slot, -TRIAL_EPOCHS) >= TRIAL_EPOCHS]
         due = [slot for slot in due if slot != chooser.choice]
-        family = [n for n, each in enumerate(miniatures.candidates) if each.policy.placement == "rate"]
+        family = [n for n, each in enumerate(miniatures.candidates) if each.placement == "rate"]
         if not due or not family:
             return
         slot = max(due, key=lambda number: float(means[number]))
@@ -55,10 +55,10 @@ class Search:
             return
         self._judge(slot, means)
         step = self._propose()
-        args = miniatures.candidates[parent].policy.args
-        changed = tuple(int(value + step.get(name, 0) * STEPS[name]) for name, value in zip(NAMES, args, strict=True))
-        candidate = Candidate(parse_policy("rate/learned", clamp(changed)))
-        miniatures.replace(slot, parent, candidate)
+        old = miniatures.candidates[parent]
+        pairs = zip(NAMES, old.args, strict=True)
+        changed = tuple(int(value + step.get(name, 0) * STEPS[name]) for name, value in pairs)
+        miniatures.replace(slot, parent, parse_policy(old.name, clamp(changed)))
         chooser.forget(slot, parent)
         self._born[slot], self._step[slot] = self._epoch, (step, float(means[parent]))
         self.tried += 1
@@ -67,15 +67,16 @@ class Search:
         """The surrogate learns what a step was worth, in per cent of its parent's cost."""
         if slot in self._step:
             step, before = self._step.pop(slot)
-            self.surrogate.learn_one(step, 100 * (float(means[slot]) / before - 1))
+            self.surrogate.learn_one(step, 100 * (float(means[slot]) - before))
 
     def _propose(self) -> dict[FeatureName, float]:
         """Of many small random steps, the one with the best prospect."""
-        best, best_value = {}, np.inf
+        best: dict[FeatureName, float] = {}
+        best_value = np.inf
         for _ in range(DRAWS):
             count = 1 + int(self._rng.integers(3))
             names = self._rng.choice(len(NAMES), count, replace=False)
-            step = {NAMES[int(n)]: float(self._rng.choice((-2, -1, 1, 2))) for n in names}
+            step: dict[FeatureName, float] = {NAMES[int(n)]: float(self._rng.choice((-2, -1, 1, 2))) for n in names}
             prospect: Any = self.surrogate.predict_one(step, with_dist=True)  # a Gaussian
             value = float(self._rng.normal(prospect.mu, prospect.sigma))
             if value < best_value:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from uxk.limits import PPM
 from uxk.subsystems.lfs import codes as c
 from uxk.subsystems.lfs.fast.kernel import run
-from uxk.subsystems.lfs.fast.volume import Ints, Volume, Words, make_volume, set_policy
+from uxk.subsystems.lfs.fast.volume import Ints, Volume, Words, make_volume, set_policy, set_threshold
 from uxk.subsystems.lfs.policy import Policy, parse_policy
 
 __all__ = ["Count", "Miniature", "Policy", "parse_policy"]
@@ -43,6 +43,10 @@ class Miniature:
         if policy != self.policy:
             self.policy = policy
             set_policy(self.volume, *policy.codes)
+
+    def threshold(self, gp_ppm: int) -> None:
+        """Another garbage share from the next write on; :class:`ParamError` above the one that it was made for."""
+        set_threshold(self.volume, gp_ppm)
 
     def table(self, classes: Ints) -> None:
         """Classes of the pages, for a policy ``table/...``."""

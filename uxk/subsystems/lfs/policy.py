@@ -26,6 +26,8 @@ class Bounds(NamedTuple):
     name: str
     low: int
     high: int
+    is_distance: bool = False
+    """Whether it counts pages, and is smaller for a miniature."""
 
 
 LEARNED: Final = (
@@ -36,7 +38,7 @@ LEARNED: Final = (
 """Of ``rate`` and ``learned``, see :mod:`uxk.subsystems.lfs.fast.learned`; within these no word overflows."""
 PARAMETERS: Final = {
     "rate": LEARNED,
-    "stream": (Bounds("user", 0, 16), Bounds("window", 0, 1 << 32)),
+    "stream": (Bounds("user", 0, 16), Bounds("window", 0, 1 << 32, is_distance=True)),
     "fkg6": (Bounds("first_segments", 0, 1 << 20),),
     "table": (Bounds("basis", 0, c.MIDA),),
 }  # fmt: skip
@@ -65,6 +67,15 @@ class Policy(NamedTuple):
         """What :func:`uxk.subsystems.lfs.fast.volume.set_policy` takes."""
         return PLACEMENTS[self.placement], SELECTIONS[self.selection], self.args
 
+    def scaled(self, ratio: int) -> Policy:
+        """The same for a miniature of one page in ``ratio``: distances of two pages at least."""
+        bounds = PARAMETERS.get(self.placement, ())
+        args = [
+            max(value // ratio, min(value, 2)) if number < len(bounds) and bounds[number].is_distance else value
+            for number, value in enumerate(self.args)
+        ]
+        return self._replace(args=tuple(args))
+
 
 def parse_policy(name: str, args: Sequence[int] = ()) -> Policy:
     """The policy of that name.
@@ -88,6 +99,6 @@ def _check_args(name: str, args: Sequence[int], bounds: Sequence[Bounds]) -> Non
     """The engines index tables with what they make of these."""
     if len(args) > len(bounds):
         raise ParamError(f"policy {name!r}: {len(args)} parameters, expected at most {len(bounds)}")
-    for value, (parameter, low, high) in zip(args, bounds, strict=False):
-        if not low <= value <= high:
-            raise ParamError(f"policy {name!r}: {parameter} = {value}: expected {low} to {high}")
+    for value, each in zip(args, bounds, strict=False):
+        if not each.low <= value <= each.high:
+            raise ParamError(f"policy {name!r}: {each.name} = {value}: expected {each.low} to {each.high}")

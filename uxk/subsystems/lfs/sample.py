@@ -12,7 +12,7 @@ EXTENT_SHIFT: Final = 3
 BUCKETS: Final = 1024
 SEGMENT_BLOCKS_MIN: Final = 16
 """Of a miniature's segments; smaller ones tell policies apart badly."""
-PAGES_MIN: Final = 3_072
+PAGES_MIN: Final = 8_192
 """Of a miniature."""
 
 

@@ -24,14 +24,14 @@ from uxk.subsystems.lfs.fast.debt import run_debt
 from uxk.subsystems.lfs.fast.kernel import run
 from uxk.subsystems.lfs.fast.volume import Volume, Words, make_volume, set_policy
 from uxk.subsystems.lfs.figures import Epoch, figures
-from uxk.subsystems.lfs.hint import GcHint, decode_hint
+from uxk.subsystems.lfs.hint import decode_hint
 from uxk.subsystems.lfs.miniature import Count, Miniature
 from uxk.subsystems.lfs.params import LfsParams
 from uxk.subsystems.lfs.policy import Policy, parse_policy
 from uxk.subsystems.lfs.sample import BUCKETS, make_sample
 from uxk.subsystems.lfs.thresholds import Thresholds, most_gp_ppm
 from uxk.uapi.entries import Hint
-from uxk.uapi.ml import OVERRIDES, Mode
+from uxk.uapi.ml import OVERRIDES
 
 NO_CLASS: Final = 255
 """In a placement table: the default decides."""
@@ -211,7 +211,7 @@ class Lfs:
             self.volume.aux[:] = classes
             self._follower.table(classes[self.sample.pages])
         set_policy(self.volume, *policy.codes, pool=1)
-        self._follower.follow(policy)
+        self._follower.follow(policy.scaled(self.sample.ratio))
 
     def _share(self) -> None:
         """Makes the hinted pool as big as the mode wants it; without a policy there is none.
@@ -252,7 +252,7 @@ class Lfs:
         self._state.append([(
             len(self.epochs), int(reg[c.NOW]), int(reg[c.MOVED]), int(reg[c.GARBAGE]), int(reg[c.TOTAL]),
             int(reg[c.CLEAN]), self.pages, len(self.sample.pages), self.sample.ratio, self.sample.segment_blocks,
-            self.thresholds.gp_ppm, params.logs, last.default.wa_ppm, last.hinted.wa_ppm,
+            self.thresholds.gp_ppm, most_gp_ppm(params), params.logs, last.default.wa_ppm, last.hinted.wa_ppm,
         )])  # fmt: skip
         for dataset in (self._writes, self._segments, self._state):
             dataset.publish()

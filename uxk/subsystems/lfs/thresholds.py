@@ -18,11 +18,11 @@ from typing import Final
 
 from uxk.core.action import ActionConfig
 from uxk.core.sysctl import Sysctl
-from uxk.errors import ConfigError, ParamError
+from uxk.errors import ConfigError
 from uxk.kernel.kernel import Kernel
 from uxk.limits import I64_MAX, PPM
 from uxk.subsystems.lfs import codes as c
-from uxk.subsystems.lfs.fast.volume import Volume
+from uxk.subsystems.lfs.fast.volume import Volume, set_threshold
 from uxk.subsystems.lfs.miniature import Count
 from uxk.subsystems.lfs.params import LfsParams
 
@@ -39,20 +39,6 @@ def most_gp_ppm(params: LfsParams) -> int:
     if 0 < params.gp_max_ppm < params.gp_ppm:
         raise ConfigError(f"lfs.gp_max_ppm = {params.gp_max_ppm}: expected 0, or gp_ppm = {params.gp_ppm} or more")
     return params.gp_max_ppm or params.gp_ppm
-
-
-def set_threshold(volume: Volume, gp_ppm: int) -> None:
-    """Puts another garbage share in force from the next write on.
-
-    :class:`ParamError` if there are too few segments for it.
-    """
-    reg = volume.reg
-    blocks = int(reg[c.PAGES]) * PPM // (PPM - gp_ppm)
-    if blocks // int(reg[c.SIZE]) + int(reg[c.LOGS]) >= reg[c.SEGMENTS]:
-        raise ParamError(f"gp_ppm = {gp_ppm}: {reg[c.SEGMENTS]} segments are too few")
-    for part in reg.reshape(-1, c.REGISTERS):
-        part[c.GP_PPM] = gp_ppm
-        part[c.MOST] = part[c.SIZE] - max(int(part[c.SIZE]) * gp_ppm // PPM, 1)
 
 
 class Thresholds:

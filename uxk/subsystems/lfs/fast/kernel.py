@@ -5,13 +5,10 @@ from __future__ import annotations
 from uxk.subsystems.lfs import codes as c
 from uxk.subsystems.lfs.fast.arrays import Ints, Words
 from uxk.subsystems.lfs.fast.jit import jit, prefetch
-from uxk.subsystems.lfs.fast.moves import append, fits, forget, hooks_of, make_clean, move_all, shift_of
+from uxk.subsystems.lfs.fast.moves import AHEAD, append, fits, forget, hooks_of, make_clean, move_all, shift_of
 from uxk.subsystems.lfs.fast.place import place_gc, place_user, retire
 from uxk.subsystems.lfs.fast.select import select
 from uxk.subsystems.lfs.fast.shared import run_shared
-
-AHEAD = 8
-"""Writes between asking for a page's row and using it."""
 
 
 @jit
@@ -22,8 +19,8 @@ def run(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: Words, s
     """
     reg[c.FULL] = 0
     if reg[c.POOLS] == 2:
-        return run_shared(reg, page, seg, owner, aux, ops, start, stop)
-    return run_alone(reg, page, seg, owner, aux, ops, start, stop)
+        return run_shared(reg, page, seg, owner, aux, ops, start, stop, owner, False)
+    return run_alone(reg, page, seg, owner, aux, ops, start, stop, owner, False)
 
 
 @jit
@@ -39,7 +36,10 @@ def collect(
     if hooks == 0 and (kind == c.NOSEP or kind == c.SEPGC):
         added = move_all(reg, page, seg, owner, victim, 1 if kind == c.SEPGC else 0, size)
     else:
-        for block in range(victim * size, victim * size + size):
+        end = victim * size + size
+        for block in range(victim * size, end):
+            if block + AHEAD < end:
+                prefetch(page, owner[block + AHEAD] * 4)
             p = owner[block]
             if p >= 0:
                 log = place_gc(reg, page, seg, aux, p, p, victim)
@@ -50,8 +50,11 @@ def collect(
 
 
 @jit
-def run_alone(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: Words, start: int, stop: int) -> int:
-    """See :func:`run`."""
+def run_alone(
+    reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: Words, start: int, stop: int,
+    debt: Words, counted: bool,
+) -> int:  # fmt: skip
+    """See :func:`run`; if ``counted``, ``debt[start:stop]`` gets the blocks moved after each write."""
     size = reg[c.SIZE]
     shift = shift_of(size)
     hooks = hooks_of(reg)
@@ -87,6 +90,7 @@ def run_alone(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: Wo
         page[p, c.LAST] = now
         garbage += append(reg, reg, page, seg, owner, p, log, size, hooks, p, now if atgc else time)
         total += 1
+        moved = reg[c.MOVED]
         while garbage * 1_000_000 > gp * total:
             victim = select(reg, seg)
             if victim < 0:
@@ -98,6 +102,8 @@ def run_alone(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: Wo
             freed = seg[victim, c.USED] - seg[victim, c.LIVE]
             garbage += collect(reg, page, seg, owner, aux, victim, size, hooks) - freed
             total -= freed
+        if counted:
+            debt[index - 1] = reg[c.MOVED] - moved
     reg[c.GARBAGE] = garbage
     reg[c.TOTAL] = total
     reg[c.USER] = reg[c.NOW]

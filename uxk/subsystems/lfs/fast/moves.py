@@ -15,6 +15,8 @@ WEIGHED = 2
 """The placement sums writes and times of valid blocks (SFS)."""
 SEALS = 4
 """The placement wants to know when segments are full (WARCIP)."""
+AHEAD = 8
+"""Writes, or blocks of a victim, between asking for a page's row and using it."""
 
 
 @jit

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from uxk.subsystems.lfs import codes as c
 from uxk.subsystems.lfs.fast.arrays import Ints, Words
-from uxk.subsystems.lfs.fast.jit import jit
-from uxk.subsystems.lfs.fast.moves import append, forget, hooks_of, make_clean, shift_of
+from uxk.subsystems.lfs.fast.jit import inline, jit, prefetch
+from uxk.subsystems.lfs.fast.moves import AHEAD, INHERITED, append, forget, hooks_of, make_clean, shift_of
 from uxk.subsystems.lfs.fast.place import place_gc, place_user, retire
 from uxk.subsystems.lfs.fast.select import select
 
 
 @jit
-def run_shared(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: Words, start: int, stop: int) -> int:
-    """See :func:`uxk.subsystems.lfs.fast.kernel.run`."""
+def run_shared(
+    reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: Words, start: int, stop: int,
+    debt: Words, counted: bool,
+) -> int:  # fmt: skip
+    """See :func:`uxk.subsystems.lfs.fast.kernel.run_alone`."""
     first = reg[c.REGISTERS : 2 * c.REGISTERS]
     second = reg[2 * c.REGISTERS : 3 * c.REGISTERS]
     hooks = hooks_of(first), hooks_of(second)
@@ -27,7 +30,6 @@ def run_shared(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: W
     shift = shift_of(size)
     pages = reg[c.PAGES]
     share = reg[c.SHARE]
-    gp = reg[c.GP_PPM]
     index = start
     while index < stop and reg[c.FULL] == 0:
         if reg[c.CLEAN] == 0:
@@ -35,27 +37,15 @@ def run_shared(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: W
             break
         p = ops[index]
         index += 1
+        if index + AHEAD < stop:
+            ahead = ops[index + AHEAD]
+            prefetch(page, ahead * 4)
+            prefetch(page, (ahead + pages) * 4)
         now = reg[c.NOW] + 1
         reg[c.NOW] = now
         first[c.NOW] = now
         second[c.NOW] = now
-        block = page[p, c.BLOCK]
-        time = 0
-        if block >= 0:
-            s = block >> shift if shift >= 0 else block // size
-            owner[block] = -1
-            seg[s, c.LIVE] -= 1
-            old = second if seg[s, c.POOL] else first
-            if seg[s, c.SEALED] >= 0:
-                old[c.GARBAGE] += 1
-                reg[c.GARBAGE] += 1
-            told = hooks[1] if seg[s, c.POOL] else hooks[0]
-            if told:
-                time = forget(old, page, seg, told, p + pages if seg[s, c.POOL] else p, s)
-        else:
-            reg[c.VALID] += 1
-            first[c.VALID] = reg[c.VALID]
-            second[c.VALID] = reg[c.VALID]
+        time = drop_old(reg, first, second, page, seg, owner, p, hooks, shift)
         log = place_user(first, page, aux, p, p)
         own = first
         row = p
@@ -77,17 +67,52 @@ def run_shared(reg: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, ops: W
         own[c.USER] += 1
         reg[c.GARBAGE] += added
         reg[c.TOTAL] += 1
-        while reg[c.GARBAGE] * 1_000_000 > gp * reg[c.TOTAL]:
-            victim = choose(reg, first, second, seg)
-            if victim < 0:
-                reg[c.STUCK] += 1
-                break
-            live = seg[victim, c.LIVE]
-            if reg[c.CLEAN] < min(live, first[c.LOGS] + second[c.LOGS]):
-                reg[c.FULL] = 1
-                break
-            collect_shared(reg, first, second, page, seg, owner, aux, victim, hooks)
+        moved = reg[c.MOVED]
+        clean(reg, first, second, page, seg, owner, aux, hooks)
+        if counted:
+            debt[index - 1] = reg[c.MOVED] - moved
     return index
+
+
+@inline
+def drop_old(
+    reg: Ints, first: Ints, second: Ints, page: Ints, seg: Ints, owner: Words, p: int, hooks: tuple[int, int],
+    shift: int,
+) -> int:  # fmt: skip
+    """Makes a page's old copy garbage, of the pool where it lies; returns the time that the new copy inherits."""
+    block = page[p, c.BLOCK]
+    if block < 0:
+        reg[c.VALID] += 1
+        first[c.VALID] = reg[c.VALID]
+        second[c.VALID] = reg[c.VALID]
+        return 0
+    s = block >> shift if shift >= 0 else block // reg[c.SIZE]
+    owner[block] = -1
+    seg[s, c.LIVE] -= 1
+    old = second if seg[s, c.POOL] else first
+    if seg[s, c.SEALED] >= 0:
+        old[c.GARBAGE] += 1
+        reg[c.GARBAGE] += 1
+    told = hooks[1] if seg[s, c.POOL] else hooks[0]
+    if told:
+        return forget(old, page, seg, told, p + reg[c.PAGES] if seg[s, c.POOL] else p, s)
+    return 0
+
+
+@inline
+def clean(
+    reg: Ints, first: Ints, second: Ints, page: Ints, seg: Ints, owner: Words, aux: Ints, hooks: tuple[int, int]
+) -> None:
+    """The frozen rule; sets FULL if a victim's blocks might find no clean segment."""
+    while reg[c.GARBAGE] * 1_000_000 > reg[c.GP_PPM] * reg[c.TOTAL]:
+        victim = choose(reg, first, second, seg)
+        if victim < 0:
+            reg[c.STUCK] += 1
+            break
+        if reg[c.CLEAN] < min(seg[victim, c.LIVE], first[c.LOGS] + second[c.LOGS]):
+            reg[c.FULL] = 1
+            break
+        collect_shared(reg, first, second, page, seg, owner, aux, victim, hooks)
 
 
 @jit
@@ -112,7 +137,7 @@ def hinted_victim(reg: Ints, pool: Ints, seg: Ints, own: int) -> int:
     while reg[c.HINT_NEXT] < reg[c.HINT_COUNT]:
         at = c.QUEUE + 2 * reg[c.HINT_NEXT]
         reg[c.HINT_NEXT] += 1
-        s = reg[at]
+        s = int(reg[at])
         if s < 0 or s >= reg[c.SEGMENTS]:
             reg[c.HINT_RANGE] += 1
         elif seg[s, c.SEALED] < 0 or seg[s, c.POOL] != pool[c.INDEX]:
@@ -140,8 +165,14 @@ def collect_shared(
     retire(whose, page, seg, owner, pages if seg[victim, c.POOL] else 0, victim)
     used = seg[victim, c.USED]
     live = seg[victim, c.LIVE]
-    time = seg[victim, c.SA] // used
-    for block in range(victim * size, victim * size + used):
+    # A pool whose selection keeps no times hands on the sealing.
+    kept = (hooks[1] if seg[victim, c.POOL] else hooks[0]) & INHERITED
+    time = seg[victim, c.SA] // used if kept else seg[victim, c.SEALED]
+    end = victim * size + used
+    for block in range(victim * size, end):
+        if block + AHEAD < end:
+            prefetch(page, owner[block + AHEAD] * 4)
+            prefetch(page, (owner[block + AHEAD] + pages) * 4)
         p = owner[block]
         if p >= 0:
             log = place_gc(first, page, seg, aux, p, p, victim)

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from uxk.errors import ParamError
+from uxk.limits import PPM
 from uxk.subsystems.lfs import codes as c
 from uxk.subsystems.lfs.fast.arrays import Ints, Words
 from uxk.subsystems.lfs.fast.rare import rare_reset, rebuild
 from uxk.subsystems.lfs.sample import buckets, region_shift
 
-__all__ = ["Ints", "Volume", "Words", "make_volume", "registers", "segments_needed", "set_policy"]
+__all__ = ["Ints", "Volume", "Words", "make_volume", "registers", "segments_needed", "set_policy", "set_threshold"]
 
 KEEP_B = frozenset({
     c.NOSEP, c.SEPGC, c.DAC, c.SEPBIT, c.FADAC, c.MIDA, c.RATE, c.STREAM, c.FK, c.FKG,
@@ -110,3 +111,17 @@ def set_policy(volume: Volume, placement: int, selection: int, args: Sequence[in
         rare_reset(reg)
     if changed:
         rebuild(reg, volume.page, volume.seg, volume.owner, rows.start)
+
+
+def set_threshold(volume: Volume, gp_ppm: int) -> None:
+    """Puts another garbage share in force from the next write on.
+
+    :class:`ParamError` if there are too few segments for it.
+    """
+    reg = volume.reg
+    blocks = int(reg[c.PAGES]) * PPM // (PPM - gp_ppm)
+    if blocks // int(reg[c.SIZE]) + int(reg[c.LOGS]) >= reg[c.SEGMENTS]:
+        raise ParamError(f"gp_ppm = {gp_ppm}: {reg[c.SEGMENTS]} segments are too few")
+    for part in reg.reshape(-1, c.REGISTERS):
+        part[c.GP_PPM] = gp_ppm
+        part[c.MOST] = part[c.SIZE] - max(int(part[c.SIZE]) * gp_ppm // PPM, 1)
