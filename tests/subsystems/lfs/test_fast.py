@@ -12,6 +12,7 @@ from uxk.subsystems.lfs import codes as c
 from uxk.subsystems.lfs import policies
 from uxk.subsystems.lfs.fast import pools
 from uxk.subsystems.lfs.fast.api import FastVolume
+from uxk.subsystems.lfs.fast.debt import run_debt
 from uxk.subsystems.lfs.fast.kernel import run
 from uxk.subsystems.lfs.fast.volume import Volume, make_volume, registers, set_policy
 from uxk.subsystems.lfs.geometry import Geometry
@@ -69,6 +70,35 @@ def test_equals_the_reference_under_every_policy() -> None:
         assert fast.statistics()["clean_min"] == slow.low, name
         assert fast.wa_ppm == slow.wa_ppm, name
         check(fast.volume)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([*NAMES, *policies.PRESETS, "table/greedy", "table/cb-age", "table/mdc"]),
+    st.integers(40, 300), st.sampled_from([4, 8, 13, 16]), st.sampled_from([30_000, 150_000, 500_000]),
+    st.integers(4, 16), st.integers(0, 999), st.lists(st.integers(0, 39), max_size=100),
+    st.lists(st.integers(0, 2_500), max_size=3),
+)  # fmt: skip
+def test_equals_the_reference_whatever_is_written(
+    name: str, pages: int, size: int, gp_ppm: int, logs: int, seed: int, more: list[int], cuts: list[int]
+) -> None:
+    ops = np.concatenate([np.array(more, np.int32), writes(seed, 2_000, pages), np.array(more, np.int32)])
+    future = policies.next_writes(ops.tolist())
+    table = np.random.default_rng(seed).integers(0, logs + 3, pages)
+    geometry = Geometry(pages, size, gp_ppm, logs)
+    slow = Reference(geometry, policies.lookup(name, future=future, table=table.tolist()))
+    slow.run(ops)
+    slow.check()
+    fast = FastVolume(geometry, name, aux=np.array(future) if name.startswith("fk") else table)
+    for part in np.split(ops, sorted(cuts)):  # however it is cut into runs
+        fast.run(part)
+    assert np.array_equal(fast.volume.page[:, c.BLOCK], np.array(slow.block_of))
+    counts = fast.statistics()
+    found = [counts[key] for key in ("user", "moved", "garbage", "total", "cleaned", "valid", "stuck", "clean_min")]
+    expected = [slow.now, slow.moved, slow.garbage, slow.total, slow.cleaned, slow.valid, slow.stuck, slow.low]
+    assert found == expected
+    assert fast.volume.seg[: counts["clean"], c.STACK].tolist() == slow.clean
+    check(fast.volume)
 
 
 @settings(max_examples=25, deadline=None)
@@ -152,6 +182,27 @@ def test_a_share_moves_over_and_comes_back_as_blocks_are_written() -> None:
     assert pools.count(volume, 1).total == 0
     run(*volume, ops, 0, len(ops))
     assert pools.count(volume, 1).user == hinted.user
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_debt_is_what_each_write_moved(number: int) -> None:
+    ops = writes(8, 4_000)
+    volumes = [make_volume(PAGES, 16, 150_000, 6, pools=number) for _ in range(2)]
+    for volume in volumes:
+        for pool in range(number):
+            set_policy(volume, *parse_policy("sepbit/cb-age").codes, pool=pool)
+        if number == 2:
+            pools.share(volume, 512)
+    debt = np.full(len(ops) + 2, 7, np.int32)
+    assert run_debt(volumes[0], ops, 0, 900, debt) == 900
+    assert run_debt(volumes[0], ops, 900, len(ops), debt) == len(ops)
+    moved = []
+    for at in range(len(ops)):
+        run(*volumes[1], ops, at, at + 1)
+        moved.append(int(volumes[1].reg[c.MOVED]))
+    assert np.diff(moved, prepend=0).tolist() == debt[:-2].tolist()
+    assert debt[-2:].tolist() == [7, 7]
+    assert np.array_equal(volumes[0].page, volumes[1].page)
 
 
 def test_hinted_victims_are_checked_again_one_by_one() -> None:
