@@ -86,7 +86,8 @@ class Gc(uxk.MLAgent[GcParams]):
         self._miniatures = Miniatures(
             state["sampled"], state["segment_blocks"], state["gp_max_ppm"], state["logs"], self._ratio, candidates
         )  # fmt: skip
-        self._chooser = CHOOSERS[self.params.chooser](len(candidates), ctx.random("chooser"))
+        placements = [candidate.placement for candidate in candidates]
+        self._chooser = CHOOSERS[self.params.chooser](placements, ctx.random("chooser"))
         if self.params.search and self.params.learned:
             self._search = Search(ctx.random("search"))
         ctx.log(f"{len(candidates)} candidates on {state['sampled']} of {state['pages']} pages")

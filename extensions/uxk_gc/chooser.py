@@ -9,7 +9,7 @@ with fading means of river's in both layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Final, Protocol
 
@@ -22,6 +22,9 @@ MEMORIES: Final = (8, 24, 96)
 """Half-lives of the fading means, in epochs."""
 MARGIN: Final = 0.012
 """A candidate must be better than the recommended one by this share (a logarithm): changing costs moves, too."""
+MARGIN_PLACEMENT: Final = 0.02
+"""The same for one with another placement: the volume is then laid out wrongly for the new one, for several volumes'
+worth of writes."""
 WARM_EPOCHS: Final = 3
 """Before this there is no recommendation."""
 
@@ -106,16 +109,21 @@ class Expert:
 class River:
     """Experts with memories of several lengths, and one above them that tells who is right."""
 
-    def __init__(self, candidates: int, rng: np.random.Generator, memories: Sequence[int] = MEMORIES) -> None:
-        self._experts = [Expert(candidates, half_life) for half_life in memories]
-        self._judge = Expert(len(memories), memories[-1])
+    def __init__(self, placements: Sequence[str], rng: np.random.Generator) -> None:
+        self._placements = placements
+        self._experts = [Expert(len(placements), half_life) for half_life in MEMORIES]
+        self._judge = Expert(len(MEMORIES), MEMORIES[-1])
         self._epochs = 0
         self.choice = -1
 
     @property
     def means(self) -> Costs:
         """Each candidate's mean, in the eyes of the expert that is believed."""
-        return self._experts[max(self._judge.choice, 0)].means
+        return self._believed.means
+
+    @property
+    def _believed(self) -> Expert:
+        return self._experts[max(self._judge.choice, 0)]
 
     def learn(self, costs: Costs) -> None:
         """Judges the experts by what they had recommended, then teaches them."""
@@ -127,10 +135,18 @@ class River:
         for expert in self._experts:
             expert.learn(shares)
         if self._epochs >= WARM_EPOCHS:
-            self.choice = self._experts[max(self._judge.choice, 0)].choice
+            self._follow(self._believed.choice)
+
+    def _follow(self, wanted: int) -> None:
+        if self.choice < 0 or self._placements[wanted] == self._placements[self.choice]:
+            self.choice = wanted
+            return
+        means = self.means
+        if means[wanted] < means[self.choice] - MARGIN_PLACEMENT:
+            self.choice = wanted
 
     def forget(self, number: int, like: int) -> None:
-        """A candidate was replaced."""
+        """A candidate was replaced by another one with the same placement."""
         for expert in self._experts:
             expert.forget(number, like)
 
@@ -138,10 +154,10 @@ class River:
 class Minimum:
     """For comparison: whichever cost least in the last epoch."""
 
-    def __init__(self, candidates: int, rng: np.random.Generator) -> None:
+    def __init__(self, placements: Sequence[str], rng: np.random.Generator) -> None:
         self._epochs = 0
         self.choice = -1
-        self._means: Costs = np.zeros(candidates)
+        self._means: Costs = np.zeros(len(placements))
 
     @property
     def means(self) -> Costs:
@@ -162,8 +178,8 @@ class Minimum:
 class Random(Minimum):
     """For comparison: any candidate, another one every 16 epochs."""
 
-    def __init__(self, candidates: int, rng: np.random.Generator) -> None:
-        super().__init__(candidates, rng)
+    def __init__(self, placements: Sequence[str], rng: np.random.Generator) -> None:
+        super().__init__(placements, rng)
         self._rng = rng
 
     def learn(self, costs: Costs) -> None:
@@ -174,4 +190,8 @@ class Random(Minimum):
             self.choice = int(self._rng.integers(len(costs)))
 
 
-CHOOSERS: Final = {"river": River, "minimum": Minimum, "random": Random}
+CHOOSERS: Final[Mapping[str, Callable[[Sequence[str], np.random.Generator], Chooser]]] = {
+    "river": River,
+    "minimum": Minimum,
+    "random": Random,
+}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-import uxk
-from uxk.scenario.pages import PageRun, load_pages
 from uxk.subsystems.lfs.miniature import parse_policy
-from uxk.subsystems.lfs.params import LfsParams
-from uxk.subsystems.lfs.sample import make_sample
-from uxk.subsystems.lfs.subsystem import Lfs
-from uxk.testing import boot
+from uxk.testing import boot, volume
 from uxk_gc.candidates import HUMANS, NAMES, RATES, STEPS, VARIATIONS, portfolio
-from uxk_gc.chooser import CHOOSERS, MARGIN, WARM_EPOCHS, FadingMean, River, relative
+from uxk_gc.chooser import CHOOSERS, MARGIN, MARGIN_PLACEMENT, WARM_EPOCHS, FadingMean, River, relative
 from uxk_gc.miniatures import Costs, Miniatures
 from uxk_gc.search import EVERY, TRIAL_EPOCHS, Search, clamp
 
@@ -29,7 +28,7 @@ def teach(chooser: River, costs: list[float], epochs: int, noise: float = 0.0, s
 
 
 def river(candidates: int) -> River:
-    return River(candidates, np.random.default_rng(0))
+    return River(["rate"] * candidates, np.random.default_rng(0))
 
 
 # --- choosing ---
@@ -64,6 +63,15 @@ def test_a_little_better_is_not_worth_a_change() -> None:
     assert chooser.choice == 1
 
 
+def test_another_placement_must_be_worth_moving_a_volume_for() -> None:
+    chooser = River(["rate", "rate", "stream"], np.random.default_rng(0))
+    teach(chooser, [2.0, 1.5, 1.6], 60)
+    teach(chooser, [2.0, 1.5, 1.5 * (1 - MARGIN_PLACEMENT / 2)], 400)
+    assert chooser.choice == 1
+    teach(chooser, [2.0, 1.5, 1.5 * (1 - 2 * MARGIN_PLACEMENT)], 400)
+    assert chooser.choice == 2
+
+
 def test_means_are_relative_to_the_default() -> None:
     chooser = river(3)
     teach(chooser, [2.0, 1.0, 4.0], 5)
@@ -95,7 +103,7 @@ def test_a_replaced_candidate_is_known_no_better_than_its_parent_and_goes_its_ow
 
 @pytest.mark.parametrize("name", CHOOSERS)
 def test_every_chooser_chooses_one_of_the_candidates(name: str) -> None:
-    chooser = CHOOSERS[name](5, np.random.default_rng(1))
+    chooser = CHOOSERS[name](["dac"] * 5, np.random.default_rng(1))
     rng = np.random.default_rng(2)
     for _ in range(50):
         chooser.learn(1 + rng.random(5))
@@ -128,38 +136,41 @@ def test_settings_name_all_parameters_and_are_within_what_the_search_can_reach()
         assert parse_policy("rate/learned", args).args == args
 
 
-def miniatures(candidates: int = 8) -> tuple[Miniatures, PageRun, Costs]:
-    """The first candidates and the variations' places on a zipf workload, and what each cost."""
-    run = load_pages("zipf1.0", pages=PAGES, seed=1)
-    sample = make_sample(PAGES, SEGMENT_BLOCKS, 4)
+def writes(count: int, seed: int = 0) -> npt.NDArray[np.int32]:
+    """All pages of a miniature, then so many writes to ever fewer of them."""
+    rng = np.random.default_rng(seed)
+    skewed = (4_096 * rng.random(count) ** 4).astype(np.int64) * 1_601 % 4_096
+    return np.concatenate([np.arange(4_096), skewed]).astype(np.int32)
+
+
+def miniatures(candidates: int = 8) -> tuple[Miniatures, Costs]:
+    """The first candidates and the variations' places, and what each cost so far."""
     chosen = [*portfolio(6)[:candidates], *portfolio(6)[-VARIATIONS:]]
-    found = Miniatures(len(sample.pages), sample.segment_blocks, 150_000, 6, sample.ratio, chosen)
-    costs = found.write(sample.of(run.pages[: 4 * PAGES].astype(np.int32)))
+    found = Miniatures(4_096, 16, 150_000, 6, 4, chosen)
+    costs = found.write(writes(20_000))
     assert costs is not None
-    return found, run, costs
+    return found, costs
 
 
 def test_miniatures_rank_as_volumes_do() -> None:
-    found, _, costs = miniatures()
+    found, costs = miniatures()
     by_name = dict(zip([each.name for each in found.candidates], costs, strict=True))
     assert by_name["fadac/cb-age"] < by_name["sepbit/cb-age"] < by_name["nosep/greedy"]
     assert found.write(np.empty(0, np.int32)) is None
 
 
 def test_a_threshold_that_falls_costs_moves() -> None:
-    found, run, costs = miniatures(1)
+    found, costs = miniatures(1)
     found.threshold(50_000)
-    sample = make_sample(PAGES, SEGMENT_BLOCKS, 4)
-    later = found.write(sample.of(run.pages[4 * PAGES : 8 * PAGES].astype(np.int32)))
+    later = found.write(writes(20_000, seed=1))
     assert later is not None
     assert later[0] > 1.3 * costs[0]
 
 
 def test_the_search_tries_variations_of_the_best_and_learns_from_them() -> None:
-    found, run, _ = miniatures()
-    sample = make_sample(PAGES, SEGMENT_BLOCKS, 4)
+    found, _ = miniatures(18)
     chooser, search = river(len(found)), Search(np.random.default_rng(3))
-    ops = sample.of(run.pages.astype(np.int32))
+    ops = writes(40_000, seed=2)
     begun = list(found.candidates)
     for epoch in range(12 * EVERY):
         costs = found.write(ops[epoch * 500 : epoch * 500 + 500])
@@ -176,38 +187,33 @@ def test_the_search_tries_variations_of_the_best_and_learns_from_them() -> None:
 # --- in a kernel ---
 
 
-async def volume(seed: int = 1, workload: str = "zipf1.0", **params: object) -> tuple[Lfs, uxk.Kernel]:
+async def results(seed: int = 1, **params: Any) -> Mapping[str, Any]:
+    """Of a run of the agent with these parameters."""
     async with boot(seed=seed) as kernel:
         await kernel.modprobe("gc", **params)
-        run = load_pages(workload, pages=PAGES, seed=seed)
-        lfs = Lfs(
-            kernel, LfsParams(segment_blocks=SEGMENT_BLOCKS), run.pages, fill=run.fill, pages=run.volume_pages
-        )  # fmt: skip
+        lfs = volume(kernel, pages=PAGES)
         await kernel.run()
-    return lfs, kernel
+        assert any("candidates on" in record.text for record in kernel.kmsg.records(source="gc"))
+        found: Mapping[str, Any] = lfs.results()
+        return found
 
 
-async def test_it_earns_the_kernels_trust_and_beats_the_default() -> None:
-    lfs, kernel = await volume()
-    results = lfs.results()
-    assert results["epochs"][-1]["mode"] == "recommendation"
-    alone, _ = await volume(learned=False, chooser="random")
-    assert results["wa_second_half_ppm"] < 0.95 * alone.results()["wa_second_half_ppm"]
-    assert any("candidates on" in record.text for record in kernel.kmsg.records(source="gc"))
+async def test_it_earns_the_kernels_trust_and_beats_chance() -> None:
+    learned, alone = await results(), await results(learned=False, chooser="random")
+    assert learned["epochs"][-1]["mode"] == "recommendation"
+    assert learned["wa_second_half_ppm"] < 0.95 * alone["wa_second_half_ppm"]
 
 
 async def test_it_does_the_same_with_the_same_seed() -> None:
-    one, two = [(await volume(seed=2))[0] for _ in range(2)]
-    assert one.results()["epochs"] == two.results()["epochs"]
+    one, two = [await results(seed=2) for _ in range(2)]
+    assert one["epochs"] == two["epochs"]
 
 
 async def test_a_threshold_that_changes_reaches_its_miniatures() -> None:
     async with boot(seed=1) as kernel:
         await kernel.modprobe("gc")
-        run = load_pages("zipf1.0", pages=PAGES, seed=1)
-        params = LfsParams(segment_blocks=SEGMENT_BLOCKS)
-        lfs = Lfs(kernel, params, run.pages, fill=run.fill, pages=run.volume_pages)
-        after_ns = 5 * PAGES * params.write_ns
+        lfs = volume(kernel, pages=PAGES)
+        after_ns = 5 * PAGES * lfs.params.write_ns
         kernel.machine.call_later(after_ns, lambda _: kernel.sysctl.set("lfs/lfs0/gp_ppm", 60_000))
         await kernel.run()
         assert lfs.epochs[-1].written.wa_ppm > 1.4 * lfs.epochs[-50].written.wa_ppm

@@ -95,6 +95,8 @@ RANDOM: Final = 194
 """State of the selection's random numbers."""
 PAGES: Final = 195
 """Pages of the volume.  Pools have it too."""
+WARM: Final = 196
+"""1 if the second pool's placement learns from all pages, even while it has none."""
 HINT_NEXT: Final = 200
 """Place in the queue of the victim to try next; this and the following are the volume's."""
 HINT_COUNT: Final = 201

@@ -27,7 +27,7 @@ class LfsParams(Params):
     )
     learning_share_ppm: Annotated[
         int, param(ge=0, le=500_000, help="share of extents that follow hints while learning")
-    ] = 62_500
+    ] = 125_000
     modes: Annotated[
         str, param(pattern="auto|emergency|learning|collaboration|recommendation", help="mode_override")
     ] = "auto"

@@ -35,8 +35,8 @@ from uxk.uapi.ml import OVERRIDES
 
 NO_CLASS: Final = 255
 """In a placement table: the default decides."""
-POOL_SEGMENTS_MIN: Final = 32
-"""Of a part of the volume that follows hints."""
+SEGMENTS_PER_LOG: Final = 10
+"""For each open log, of a part of the volume that follows hints; at least."""
 
 
 class Lfs:
@@ -220,10 +220,11 @@ class Lfs:
         any advice can save, so that a share too small for a pool is left to the miniatures alone.
         """
         share = BUCKETS * self.site.share_ppm // PPM if self._policy is not None else 0
-        if share < BUCKETS and self.pages * share < POOL_SEGMENTS_MIN * self.params.segment_blocks * BUCKETS:
+        least = SEGMENTS_PER_LOG * self.params.logs * self.params.segment_blocks
+        if share < BUCKETS and self.pages * share < least * BUCKETS:
             share = 0
+        pools.share(self.volume, share, warm=self._policy is not None)
         if share != self._share_before:
-            pools.share(self.volume, share)
             if share in (0, BUCKETS):  # one pool takes everything over, so that no block moves for its name alone
                 pools.adopt(self.volume, int(share == BUCKETS))
             self._share_before = share

@@ -26,12 +26,15 @@ class PoolCount(NamedTuple):
     cleaned: int
 
 
-def share(volume: Volume, buckets: int) -> None:
-    """Gives the second pool the pages of the first ``buckets`` of 1,024; they change over as they are written."""
+def share(volume: Volume, buckets: int, *, warm: bool = False) -> None:
+    """Gives the second pool the pages of the first ``buckets`` of 1,024; they change over as they are written.
+
+    Its placement learns from all pages if it has some; or if ``warm``, so that it knows them when it gets them.
+    """
     _two(volume)
     if not 0 <= buckets <= c.BUCKETS:
         raise ParamError(f"share {buckets}: expected 0 to {c.BUCKETS} buckets")
-    volume.reg[c.SHARE] = buckets
+    volume.reg[c.SHARE], volume.reg[c.WARM] = buckets, int(warm)
 
 
 def adopt(volume: Volume, pool: int) -> None:

@@ -30,6 +30,7 @@ def run_shared(
     shift = shift_of(size)
     pages = reg[c.PAGES]
     share = reg[c.SHARE]
+    warm = share > 0 or reg[c.WARM] > 0
     index = start
     while index < stop and reg[c.FULL] == 0:
         if reg[c.CLEAN] == 0:
@@ -50,7 +51,7 @@ def run_shared(
         own = first
         row = p
         told = hooks[0]
-        if share > 0:
+        if warm:
             hinted = place_user(second, page, aux, p + pages, p)
             if page[p + pages, c.BLOCK] < share:
                 log = hinted
@@ -161,6 +162,7 @@ def collect_shared(
     size = reg[c.SIZE]
     pages = reg[c.PAGES]
     share = reg[c.SHARE]
+    warm = share > 0 or reg[c.WARM] > 0
     whose = second if seg[victim, c.POOL] else first
     retire(whose, page, seg, owner, pages if seg[victim, c.POOL] else 0, victim)
     used = seg[victim, c.USED]
@@ -179,7 +181,7 @@ def collect_shared(
             own = first
             row = p
             told = hooks[0]
-            if share > 0:
+            if warm:
                 hinted = place_gc(second, page, seg, aux, p + pages, p, victim)
                 if page[p + pages, c.BLOCK] < share:
                     log = hinted
