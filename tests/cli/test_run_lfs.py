@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from uxk.cli import main
-from uxk.cli.run_lfs import progress_line
+from uxk.cli.run_lfs import _Progress, progress_line
 from uxk.scenario.lfs.outcome import Live
 
 SMALL = ("-o", "lfs.segment_blocks=32", "-o", "lfs.engine=reference")
@@ -52,6 +52,8 @@ def test_a_study_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
                     '[workload]\nname = "uniform"\npages = 1024\nwrites = 2000\n')  # fmt: skip
     assert main(["run", str(path), "-o", "workload.writes=1000"]) == 0
     assert "short: uniform, 2,024 writes of 1,024 pages" in capsys.readouterr().out
+    assert main(["run", str(path), "--workload", "mixed"]) == 0  # of the same size
+    assert "short: mixed, 3,024 writes of 1,024 pages" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,10 @@ def test_a_study_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--format", "msr"], "needs --trace"),
         (["--trace", "x", "--workload", "y"], "expected one of them"),
         (["-o", "lfs.segment_block=64"], "did you mean 'segment_blocks'"),
+        (["-o", "segment_blocks=64"], "did you mean 'lfs.segment_blocks'"),
+        (["-o", "pages=64"], "did you mean 'workload.pages'"),
         (["-o", "lfs.gp_ppm=1"], "-o lfs.gp_ppm = 1"),
+        (["-o", "lfs.engine=fast"], "expected one of batch, reference, timed"),
         (["-o", "lfs.default=fkg6"], "expected a published policy"),
         (["--costs", "x"], "only for scenarios"),
         (["--seeds", "2000"], "expected 1 to 1000"),
@@ -97,3 +102,14 @@ def test_progress_shows_how_far_it_is() -> None:
     live = Live("dac/cb-age", 0, 3, 7, 610, 1000, 1_534_000, "learning", [0, 1, 0, 8])
     assert progress_line(live).startswith("3/7 dac/cb-age ████████████░░░░░░░░ 61 %  WA 1.53  learning  [")
     assert progress_line(live).endswith(" ▁ █]")
+
+
+def test_progress_never_wraps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    progress = _Progress()
+    progress(Live("a\x1b[31m/" + "long" * 20, 0, 3, 7, 610, 1000, 1_534_000, "learning", [0, 1, 0, 8]))
+    progress.clear()
+    shown = capsys.readouterr().err.split("\r\033[K")
+    assert len(shown[1]) == 39
+    assert "\x1b" not in shown[1]
+    assert shown[2] == ""

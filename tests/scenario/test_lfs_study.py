@@ -80,7 +80,7 @@ def test_scenarios_are_no_studies() -> None:
         ("polices = []", "did you mean 'policies'"),
         ("[workload]\nwrite = 1", "did you mean 'writes'"),
         ("policies = []", "policies: none"),
-        ("[lfs]\nengine = 'quick'", "lfs.engine = 'quick'"),
+        ("[lfs]\nengine = 'quick'", "lfs.engine = 'quick'.*expected one of batch, reference, timed"),
         ("seeds = 0", "seeds = 0"),
         ("[workload]\nname = 'mixed'\ntrace = 'x'", "both name='mixed' and trace='x'"),
     ],
@@ -227,8 +227,10 @@ def test_the_report_shows_wins_and_losses(verdict: Verdict, tmp_path: Path) -> N
     path = tmp_path / "mine.py"
     path.write_text(MINE.replace("return 0 if", "return 1 if True else 0 if"))  # one log for all: it must lose
     lost = run_study(replace(SMALL, policies=("default", str(path)))).report()
-    assert f"% worse than the best published policy ({DEFAULT})" in lost
     assert "% worse than the default" in lost
+    assert "no published policy but the default was run" in lost
+    lost = run_study(replace(SMALL, policies=("nosep/greedy", "default", str(path)))).report()
+    assert f"% worse than the best of 2 published policies ({DEFAULT})" in lost
 
 
 def test_seeds_give_different_writes_and_the_same_seed_the_same_result(verdict: Verdict) -> None:

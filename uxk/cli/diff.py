@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from uxk.cli.common import FAILED, GOOD, USAGE, Subparsers, UsageExit, add_verb, complain, error_text, print_json
 from uxk.errors import UsageError
@@ -22,6 +23,9 @@ def diff(args: argparse.Namespace) -> int:
     from uxk.scenario.lfs.report.stored import is_study_folder
 
     try:
+        for path in (args.first, args.second):
+            if not Path(path).is_dir():
+                raise UsageExit(f"{path}: expected a run folder, as `uxk run --out` makes them")
         kinds = [is_study_folder(path) for path in (args.first, args.second)]
         if kinds[0] != kinds[1]:
             words = ["a study" if kind else "a scenario's run" for kind in kinds]

@@ -51,7 +51,7 @@ def _study(args: argparse.Namespace) -> str:
     if args.json:
         print_json(stored.results)
     else:
-        print(clean_lines(verdict.report()))
+        print(clean_lines(verdict.report(everything=True)))
     return add_report(args.folder, _out(args))
 
 

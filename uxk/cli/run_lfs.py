@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from uxk.cli.common import UsageExit, note, print_json
+from uxk.cli.common import UsageExit, clean, note, print_json
 
 if TYPE_CHECKING:
     from uxk.scenario.lfs.outcome import Live
@@ -93,9 +94,11 @@ def _with_arguments(study: Study, args: argparse.Namespace) -> Study:
     if args.policy is not None:
         changes["policies"] = tuple(args.policy)
     if args.trace is not None:
-        changes["workload"] = WorkloadSpec(trace=args.trace, format=args.format or "")
+        changes["workload"] = WorkloadSpec(
+            trace=args.trace, format=args.format or "", page_bytes=study.workload.page_bytes
+        )  # fmt: skip
     elif args.workload is not None:
-        changes["workload"] = WorkloadSpec(name=args.workload)
+        changes["workload"] = replace(study.workload, name=args.workload, trace="", format="", device="")
     return replace(study, **changes)
 
 
@@ -109,7 +112,8 @@ class _Progress:
         if (now_s := monotonic()) < self._next_s:
             return
         self._next_s = now_s + _PROGRESS_S
-        print(f"\r\033[K{progress_line(live)}", end="", file=sys.stderr, flush=True)
+        columns = get_terminal_size().columns - 1  # a line that wraps cannot be taken back
+        print(f"\r\033[K{clean(progress_line(live))[:columns]}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Takes the line away."""

@@ -6,6 +6,7 @@ import base64
 import errno
 import importlib.metadata
 import platform
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -106,7 +107,10 @@ def versions() -> dict[str, str]:
     import uxk
 
     found = {"uxk": uxk.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    return found | {name: importlib.metadata.version(name) for name in ("trio", "msgspec", "numpy")}
+    for name in ("trio", "msgspec", "numpy", "river", "numba"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def read_costs(path: str | Path) -> dict[str, int]:

@@ -95,9 +95,25 @@ def _valid(value: Any, kind: Any, place: str) -> Any:
         path = path.rstrip("`").removeprefix("$")
         where = (place + path).lstrip(".") or "scenario"
         shown = _shown(value, path)
-        raise ConfigError(f"{where}{shown}: {reason}") from None
+        words = _words(kind, path) if reason.startswith("Invalid enum value") else ()
+        expected = f"; expected one of {', '.join(map(str, words))}" if words else ""
+        raise ConfigError(f"{where}{shown}: {reason}{expected}") from None
     except (OverflowError, RecursionError, ValueError) as exc:
         raise ConfigError(f"{place or 'scenario'}: {exc}") from None
+
+
+def _words(kind: Any, path: str) -> tuple[Any, ...]:
+    """What a field that a path of msgspec's leads to may be, if it is a choice of words and can be found."""
+    info = mi.type_info(kind)
+    for key in [*filter(None, path.replace("[", ".[").split(".")), ""]:
+        while isinstance(info, mi.Metadata):
+            info = info.type
+        if isinstance(info, mi.StructType) and key:
+            found = [field.type for field in info.fields if field.encode_name == key]
+            info = found[0] if found else mi.AnyType()
+        elif isinstance(info, mi.VarTupleType) and key:
+            info = info.item_type
+    return tuple(info.values) if isinstance(info, mi.LiteralType) else ()
 
 
 def _shown(value: Any, path: str) -> str:

@@ -9,10 +9,12 @@ from typing import Any, Final
 import trio
 
 from uxk.core.kmsg import format_dmesg
+from uxk.errors import KernelBug
 from uxk.kernel.agent import KernelAgent
 from uxk.scenario.lfs.batch import half_of
 from uxk.scenario.lfs.entrants import Entrant
 from uxk.scenario.lfs.latency import measure
+from uxk.scenario.lfs.memory import held_bytes, instances_of
 from uxk.scenario.lfs.outcome import Epoch, HintRecord, OnLive, Outcome
 from uxk.scenario.lfs.study import Study
 from uxk.scenario.lfs.victims import next_victim
@@ -33,15 +35,19 @@ _ACCOUNT: Final = (
 
 def run_agent(
     entrant: Entrant, study: Study, seed: int, live: OnLive | None = None,
-    on_record: Callable[[Record], object] | None = None,
+    on_record: Callable[[Record], object] | None = None, *, latency: bool = True,
 ) -> Outcome:  # fmt: skip
-    """One agent on a kernel of its own, with modes on.  Raises UsageError or ModuleError as scenarios do."""
+    """One agent on a kernel of its own, with modes on; without ``latency`` that is left out, and it is faster.
+
+    Raises UsageError or ModuleError as scenarios do.
+    """
     assert entrant.load is not None
     volume = study.volume
     tick_ns = max(volume.write_ns * 1_000, 1_000_000)
+    values = {name: getattr(volume, name) for name in volume.__struct_fields__} | {"debt": latency}
     scenario = Scenario(
         name=study.name, seed=seed, clock=study.clock, modules=(entrant.load,), invariant_interval_ns=tick_ns,
-        subsystems={"lfs": {name: getattr(volume, name) for name in volume.__struct_fields__}},
+        subsystems={"lfs": values},
     )  # fmt: skip
     runner = Runner(scenario.validate(), on_record, where=f"policy {entrant.name}")
     recorder = _Recorder(runner, live)
@@ -61,6 +67,8 @@ class _Recorder:
         self.kmsg: list[str] = []
         self.victims: list[tuple[int, int] | None] = []
         """The next one at each epoch's end."""
+        self.held_bytes = 0
+        """What the extensions had in memory at the end of the last epoch."""
         self._runner = runner
         self._live = live
         self._told = -1
@@ -90,7 +98,11 @@ class _Recorder:
     def _on_event(self, now_ns: int, kind: str, instance: int, data: bytes) -> None:
         """The volume notes the end of each epoch."""
         if kind == "lfs":
-            self.victims.append(next_victim(self.lfs.volume))
+            lfs = self.lfs
+            self.victims.append(next_victim(lfs.volume))
+            if lfs.done == len(lfs.ops):
+                classes = {agent.extension_class for agent in self._runner.agents.values()}
+                self.held_bytes = sum(held_bytes(each) for cls in classes for each in instances_of(cls))
 
     def _on_record(self, record: Record) -> None:
         self.kmsg.append(format_dmesg(record))
@@ -144,15 +156,16 @@ def _outcome(entrant: Entrant, study: Study, runner: Runner, result: Result, rec
         kmsg=recorder.kmsg,
         notes=[*result.notes, *(f"broken: {v.what} ({v.seen})" for v in result.invariants if not v.good)],
     )  # fmt: skip
-    debt = getattr(lfs, "debt", None)
-    if debt is None:
-        why = "the kernel's run does not count blocks moved by single writes"
-        outcome.missing = {"foreground_stalls": why, "write_latency": why}
+    if lfs.debt is None:
+        outcome.missing = dict.fromkeys(("foreground_stalls", "write_latency"), "was not asked for")
     else:
         params = study.lfs
         outcome.latency = measure(
-            debt, write_ns=params.write_ns, read_ns=params.read_ns, program_ns=params.program_ns
+            lfs.debt, write_ns=params.write_ns, read_ns=params.read_ns, program_ns=params.program_ns
         )  # fmt: skip
+        if (moved := int(lfs.debt.sum(dtype="int64"))) != outcome.moved_blocks:
+            raise KernelBug(f"{entrant.name}: {outcome.moved_blocks} blocks moved, but {moved} write by write")
+    outcome.account["held_bytes"] = recorder.held_bytes
     if outcome.user_blocks < len(lfs.ops):
         outcome.notes.append(f"{outcome.user_blocks} of {len(lfs.ops)} writes done")
     if recorder.unrecorded:

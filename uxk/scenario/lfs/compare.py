@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter_ns
 
@@ -12,13 +12,14 @@ from msgspec.structs import replace
 
 from uxk.errors import ConfigError
 from uxk.scenario.lfs.agent import run_agent
-from uxk.scenario.lfs.attach import is_random, load
+from uxk.scenario.lfs.attach import facts_of, is_random, load
 from uxk.scenario.lfs.batch import run_policy
 from uxk.scenario.lfs.entrants import Entrant, resolve
 from uxk.scenario.lfs.outcome import Live, OnLive, Outcome
 from uxk.scenario.lfs.study import Study
 from uxk.scenario.lfs.verdict import Verdict
 from uxk.scenario.pages.bundled import bundled
+from uxk.scenario.pages.load import PAGES_MIN, load_pages
 from uxk.subsystems.lfs.fast.jit import COMPILED
 from uxk.uapi.info import Record
 
@@ -34,15 +35,15 @@ def run_study(
     on_record: Callable[[Record], object] | None = None,
     on_note: Callable[[str], object] | None = None,
 ) -> Verdict:
-    """Runs all of it.  ``jobs`` processes share the runs, and then there is no progress to see.
+    """Runs all of it; ``jobs`` processes share the runs.
 
-    ``on_live`` is told how far it is, ``on_record`` gets kmsg of agents' kernels, ``on_note`` a remark on what takes
-    long.  Raises UsageError or ModuleError for what cannot be run, before anything runs if it can be told then.
+    ``on_live`` is told how far it is (with several processes: whenever a run is over), ``on_record`` gets kmsg of
+    agents' kernels, ``on_note`` a remark on what takes long.  Raises UsageError or ModuleError for what cannot be
+    run, before anything runs if it can be told then.
     """
     study = study.validate()
     if not 1 <= jobs <= JOBS_MAX:
         raise ConfigError(f"jobs={jobs}: expected 1 to {JOBS_MAX}")
-    began_ns = perf_counter_ns()
     default = resolve(["default"], study.lfs.default)[0]
     if default.kind != "human":
         raise ConfigError(f"lfs.default = {study.lfs.default!r}: expected a published policy")
@@ -57,14 +58,18 @@ def run_study(
     ]  # fmt: skip
     run = load(study.volume, seeds[0])
     notes = _notes(study, same)
-    if on_note is not None and study.lfs.engine == "batch" and not is_compiled():
-        on_note("compiling the batch kernel, once: this takes a while")
-    done = _in_processes(tasks, jobs) if jobs > 1 and len(tasks) > 1 else _here(tasks, on_live, on_record)
+    if study.lfs.engine == "batch" and not is_compiled():
+        if on_note is not None:
+            on_note("compiling the batch kernel, once: this takes a while")
+        run_policy(default, study.lfs, load_pages("uniform", pages=PAGES_MIN, writes=PAGES_MIN), 0)
+    began_ns = perf_counter_ns()
+    done = _in_processes(tasks, jobs, on_live) if jobs > 1 and len(tasks) > 1 else _here(tasks, on_live, on_record)
     outcomes = _for_all_seeds(list(done), entrants, seeds)
     path = study.workload.trace or str(known.path if (known := bundled().get(study.workload.name)) else "")
     return Verdict(
         study=study, workload=run.name, pages=run.volume_pages, fill=run.fill, writes=run.user_writes,
         trace_sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else "",
+        trace=facts_of(study.volume),
         outcomes=outcomes, notes=notes, host_ns=perf_counter_ns() - began_ns,
     )  # fmt: skip
 
@@ -116,17 +121,21 @@ def _task(task: Task) -> Outcome:
     return _one(*task)
 
 
-def _in_processes(tasks: list[Task], jobs: int) -> Iterable[Outcome]:
+def _in_processes(tasks: list[Task], jobs: int, on_live: Callable[[Live], object] | None) -> Iterator[Outcome]:
     """In fresh interpreters: numba and Trio do not like to be forked."""
     with multiprocessing.get_context("spawn").Pool(min(jobs, len(tasks))) as pool:
-        return pool.map(_task, tasks, chunksize=1)
+        for number, found in enumerate(pool.imap(_task, tasks), 1):
+            if on_live is not None:
+                on_live(Live(found.policy, found.seed, number, len(tasks), number, len(tasks), found.wa_ppm, "",
+                             found.heat or []))  # fmt: skip
+            yield found
 
 
 def _for_all_seeds(done: list[Outcome], entrants: list[Entrant], seeds: range) -> list[Outcome]:
     """One outcome for each seed and policy: where seeds make no difference, that of the first stands for all."""
     found = {(outcome.policy, outcome.seed): outcome for outcome in done}
     return [
-        found.get((entrant.name, seed)) or replace(found[entrant.name, seeds[0]], seed=seed)
+        found.get((entrant.name, seed)) or replace(found[entrant.name, seeds[0]], seed=seed, host_ns=0)
         for seed in seeds
         for entrant in entrants
     ]

@@ -3,6 +3,7 @@
 manifest.json               versions, seeds, options, the study's text, the trace's digest
 results.json                everything that --json prints
 summary.json                scores over the seeds
+metrics.csv                 the figures as a table, a line for each policy and seed
 runs/seed-N/POLICY/
     events.jsonl            one line per epoch
     hints.jsonl             of agents: every hint as the kernel got it
@@ -11,8 +12,11 @@ runs/seed-N/POLICY/
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +29,7 @@ from uxk.scenario.lfs.entrants import Kind
 from uxk.scenario.lfs.outcome import Epoch, HintRecord, Outcome
 from uxk.scenario.lfs.study import Study
 from uxk.scenario.lfs.verdict import Verdict
+from uxk.scenario.saved import flat
 
 LAYOUT: Final = 1
 """Version of the layout; grows when a reader of the last one would go wrong."""
@@ -101,6 +106,7 @@ def write_study(path: str | Path, verdict: Verdict, text: str) -> None:
         _write(path / "results.json", results)
         kept = ("study", "name", "workload", "seeds", "summary", "winner", "notes", "exit_code")
         _write(path / "summary.json", {name: results[name] for name in kept})
+        (path / "metrics.csv").write_text(metrics(results["results"]), "utf-8")
         _write(path / "manifest.json", manifest)
     except OSError as exc:
         raise UsageError(f"--out {path}: {exc.strerror}", errno=exc.errno) from None
@@ -117,6 +123,18 @@ def _write_run(path: Path, outcome: Outcome) -> RunEntry:
     return RunEntry(
         policy=outcome.policy, kind=outcome.kind, seed=outcome.seed, event_hash=outcome.event_hash, folder=folder
     )  # fmt: skip
+
+
+def metrics(results: Sequence[Mapping[str, Any]]) -> str:
+    """``results`` as CSV: nested figures are named by dotted path, lists left out, what is not known is empty."""
+    rows = [{name: value for name, value in flat(result) if not isinstance(value, list | dict)} for result in results]
+    lists = {name.partition(".")[0] for result in results for name, value in result.items() if isinstance(value, list)}
+    names = dict.fromkeys(name for row in rows for name in row if name.partition(".")[0] not in lists)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(names), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def _write(path: Path, value: object) -> None:

@@ -82,7 +82,7 @@ class Outcome(Struct, kw_only=True):
     superseded: int = 0
     refused: dict[str, int] = {}
     account: dict[str, int] = {}
-    """Of an agent: crossings, bytes, cpu_ns (host time), charged_ns and so on."""
+    """Of an agent: crossings, bytes, cpu_ns (host time), charged_ns, held_bytes (memory at the end) and so on."""
     timeline: list[dict[str, Any]] = []
     mode_epochs: dict[str, int] = {}
     following_ppm: int = 0
@@ -92,6 +92,7 @@ class Outcome(Struct, kw_only=True):
     notes: list[str] = field(default_factory=list)
     exit_code: int = 0
     host_ns: int = 0
+    """0 for a copy: a run that another seed's stands for."""
     hint_log: list[HintRecord] = []
     kmsg: list[str] = []
 

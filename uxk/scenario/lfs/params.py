@@ -18,3 +18,4 @@ class LfsScenario(LfsParams):
     page_bytes: Annotated[int, param(ge=512, le=1 << 20, unit="bytes", help="block size of a trace's volume")] = 4096
     pages: Annotated[int, param(ge=0, le=1 << 30, help="volume of a synthetic workload; 0: 262144")] = 0
     writes: Annotated[int, param(ge=0, le=1 << 40, help="user writes after the fill; 0: ten per page, or all")] = 0
+    debt: Annotated[bool, param(help="count the blocks moved after each write, as latencies need it")] = False

@@ -12,6 +12,7 @@ from math import exp, log
 from msgspec import Struct
 
 from uxk.limits import PPM
+from uxk.scenario.lfs.entrants import ORACLE
 from uxk.scenario.lfs.outcome import Outcome
 
 
@@ -66,11 +67,18 @@ def best_human(outcomes: Iterable[Outcome], seed: int) -> Outcome | None:
     return min(found, key=wa_of) if found else None
 
 
+def oracle_of(outcomes: Iterable[Outcome]) -> Outcome | None:
+    """What gaps are measured to: ``fkg6`` if it was run, else the best oracle."""
+    found = [each for each in outcomes if each.kind == "oracle"]
+    return min(found, key=lambda each: (each.policy != ORACLE, wa_of(each)), default=None)
+
+
 def score(outcome: Outcome, outcomes: Sequence[Outcome]) -> Score:
     """One outcome against others with its seed."""
     same = [each for each in outcomes if each.seed == outcome.seed]
     default = next((wa_of(each) for each in same if each.is_default), None)
-    oracle = next((wa_of(each) for each in same if each.kind == "oracle"), None)
+    bound = oracle_of(same)
+    oracle = None if bound is None else wa_of(bound)
     human = best_human(same, outcome.seed)
     mine = wa_of(outcome)
     gap = None

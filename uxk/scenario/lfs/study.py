@@ -112,6 +112,12 @@ def parse_study(table: Mapping[str, Any], where: str) -> Study:
         raise ConfigError(f"{where}: {exc}", errno=exc.errno) from None
 
 
+def _whole(name: str) -> str:
+    """``lfs.NAME`` or ``workload.NAME`` of a key, or ``""``."""
+    parts = {"lfs": StudyParams.__struct_fields__, "workload": WorkloadSpec.__struct_fields__}
+    return next((f"{part}.{name}" for part, names in parts.items() if name in names), "")
+
+
 def with_study_options(study: Study, options: Mapping[str, str]) -> Study:
     """The study with values replaced: ``{"lfs.segment_blocks": "512", "workload.writes": "100000"}``.
 
@@ -120,6 +126,8 @@ def with_study_options(study: Study, options: Mapping[str, str]) -> Study:
     renamed = {}
     for key, text in options.items():
         head, _, rest = key.partition(".")
+        if not rest and head not in Study.__struct_fields__ and (whole := _whole(head)):
+            raise ConfigError(f"-o {key}: unknown key {key!r} (did you mean {whole!r}?)")
         renamed[f"workload.{rest}" if head == "lfs" and rest in WORKLOAD_KEYS else key] = text
     try:
         return with_options(study, renamed)

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from uxk.limits import NS_PER_S, PPM
+from uxk.scenario.lfs.attach import TraceFacts
 from uxk.scenario.lfs.outcome import Outcome
 from uxk.scenario.lfs.scores import Summary, score, summarise
 from uxk.scenario.lfs.study import Study
@@ -23,6 +24,8 @@ class Verdict(Struct, kw_only=True):
     writes: int
     """All user writes of the last seed, the fill's included."""
     trace_sha256: str
+    trace: TraceFacts | None = None
+    """How the trace was read; None for workloads and bundled traces."""
     outcomes: list[Outcome]
     notes: list[str]
     host_ns: int
@@ -42,18 +45,22 @@ class Verdict(Struct, kw_only=True):
         """The best policy that could be used: oracles do not count."""
         return next((each for each in self.summaries if each.kind != "oracle"), None)
 
-    def report(self) -> str:
-        """The study in words and tables; only lines that begin with ``host time`` differ between repeats."""
+    def report(self, everything: bool = False) -> str:
+        """The study in words and tables; only lines that begin with ``host time`` differ between repeats.
+
+        A long table leaves out published policies from the middle of the field, unless ``everything`` is wanted.
+        """
         from uxk.scenario.lfs.text import report
 
-        return report(self)
+        return report(self, everything)
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``--json`` prints it; only ``host`` and ``cpu_ns`` differ between repeats."""
+        """As ``--json`` prints it; only ``host``, ``cpu_ns`` and ``held_bytes`` differ between repeats."""
         winner = self.winner
         return {
             "study": self.study.study, "name": self.study.name, "workload": self.workload, "pages": self.pages,
             "fill": self.fill, "writes": self.writes, "trace_sha256": self.trace_sha256 or None,
+            "trace": None if self.trace is None else msgspec.to_builtins(self.trace),
             "seeds": list(self.study.all_seeds), "clock": self.study.clock,
             "options": msgspec.to_builtins(self.study.lfs),
             "results": [result(outcome, self.outcomes) for outcome in self.outcomes],
@@ -69,7 +76,7 @@ def result(outcome: Outcome, outcomes: list[Outcome]) -> dict[str, Any]:
     missing = dict(outcome.missing)
     account = outcome.account
     epochs = max(sum(outcome.mode_epochs.values()), 1)
-    writes_per_s = outcome.user_blocks * NS_PER_S // max(outcome.host_ns, 1)
+    writes_per_s = outcome.user_blocks * NS_PER_S // outcome.host_ns if outcome.host_ns else None
     return {
         "policy": outcome.policy, "kind": outcome.kind, "is_default": outcome.is_default, "seed": outcome.seed,
         "engine": outcome.engine, "wa": outcome.wa_ppm / PPM,
@@ -91,7 +98,8 @@ def result(outcome: Outcome, outcomes: list[Outcome]) -> dict[str, Any]:
         "thinking": {
             "charged_ns": account.get("charged_ns", 0), "declared_ns": account.get("declared_ns", 0),
             "bytes": account.get("bytes_in", 0) + account.get("bytes_out", 0),
-            "memory_bytes_max": account.get("arena_bytes_max", 0), "cpu_ns": account.get("cpu_ns", 0),
+            "arena_bytes_max": account.get("arena_bytes_max", 0), "held_bytes": account.get("held_bytes", 0),
+            "cpu_ns": account.get("cpu_ns", 0),
         },
         "restarts": account.get("restarts", 0),
         "mode_timeline": outcome.timeline,

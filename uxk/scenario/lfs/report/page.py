@@ -9,16 +9,18 @@ from typing import Any, Final, NamedTuple
 
 from uxk.errors import UsageError
 from uxk.limits import PPM
+from uxk.scenario.lfs.judge import judgement, notes
 from uxk.scenario.lfs.report import model, plots
 from uxk.scenario.lfs.report.model import Standing
 from uxk.scenario.lfs.scores import Spread
-from uxk.scenario.lfs.text import judgement
+from uxk.scenario.lfs.text import folded, missing, percent, range_of, size, varied
 from uxk.scenario.lfs.verdict import Verdict
 from uxk.scenario.report import duration
 
 REPORT: Final = "report.html"
 ADVICE: Final = "no report.html: `pip install uxk[report]` gives it"
-NONE: Final = "–"
+NONE: Final = "\N{EN DASH}"
+MINUS: Final = "\N{MINUS SIGN}"
 KMSG_LINES: Final = 200
 """Of one agent's kernel log, the last ones."""
 
@@ -74,9 +76,12 @@ def study_page(verdict: Verdict, versions: dict[str, str], trace_sha256: str = "
     rows = model.standings(verdict.outcomes)
     agents = [row for row in rows if row.kind == "agent"]
     study = verdict.study
+    several = varied(verdict.summaries)
+    is_out = folded(verdict.summaries, verdict.winner)
+    told = [(row, _cells(row, several)) for row in rows]
+    fill = f", {verdict.fill:,} of them to fill the volume" if verdict.fill else ""
     facts = {
-        "workload": f"{verdict.workload}: {verdict.writes:,} writes of {verdict.pages:,} pages, {verdict.fill:,} of "
-        "them to fill the volume",
+        "workload": f"{verdict.workload}: {verdict.writes:,} writes of {verdict.pages:,} pages{fill}",
         "volume": f"segments of {study.lfs.segment_blocks} blocks, {study.lfs.logs} logs, cleaned above "
         f"{100 * study.lfs.gp_ppm / PPM:g} % garbage",
         "seeds": ", ".join(map(str, study.all_seeds)),
@@ -85,9 +90,11 @@ def study_page(verdict: Verdict, versions: dict[str, str], trace_sha256: str = "
     } | ({"trace": f"sha256 {trace_sha256}"} if trace_sha256 else {})  # fmt: skip
     return render(
         "study.html.j2", name=study.name, description=study.description, facts=facts,
-        judgement=[(line, _tone_of(line)) for line in judgement(verdict)], head=_head(study.seeds > 1),
-        rows=[(row, _cells(row, rows, study.seeds > 1)) for row in rows], plots=_plots(verdict, rows),
-        agents=[_agent(row) for row in agents], notes=_notes(verdict), missing=_missing(verdict),
+        judgement=[(line, _tone_of(line)) for line in judgement(verdict)], head=_head(several),
+        rows=[each for each, out in zip(told, is_out, strict=True) if not out],
+        others=[each for each, out in zip(told, is_out, strict=True) if out], plots=_plots(verdict, rows),
+        agents=[_agent(row) for row in agents], notes=_notes(verdict),
+        missing=[f"{what} of {whose}: {why}" for what, whose, why in missing(verdict.outcomes)],
         kmsg=[
             (f"{run.policy}, seed {run.seed}", len(run.kmsg), run.kmsg[-KMSG_LINES:])
             for row in agents for run in row.runs if run.kmsg
@@ -103,17 +110,18 @@ def _head(several: bool) -> list[str]:
     return ["", "policy", "WA", *(["seeds"] if several else []), "whole run", "default", "best human", "gap", *latency]
 
 
-def _cells(row: Standing, rows: Sequence[Standing], several: bool) -> list[Cell]:
+def _cells(row: Standing, several: bool) -> list[Cell]:
     summary = row.summary
     latencies = [run.latency for run in row.runs if run.latency is not None]
     clean = [run.clean_min for run in row.runs if run.clean_min is not None]
     cells = [Cell(f"{row.wa.mean:.3f}")]
     if several:
-        cells.append(Cell(f"{row.wa.min:.3f} – {row.wa.max:.3f}"))
+        cells.append(Cell(_typeset(range_of(row.wa))))
+    is_best = row.kind == "human" and summary.vs_best_human is not None and summary.vs_best_human.max == 1
     cells += [
-        Cell(f"{summary.wa.mean:.3f}"), _against(summary.vs_default, row is model.default_of(rows)),
-        _against(summary.vs_best_human, row is model.best(rows, "human")),
-        Cell(NONE if summary.gap_closed is None else f"{100 * summary.gap_closed.mean:.0f} %"),
+        Cell(f"{summary.wa.mean:.3f}"), _against(summary.vs_default, summary.is_default),
+        _against(summary.vs_best_human, is_best),
+        Cell(NONE if summary.gap_closed is None else _typeset(f"{round(100 * summary.gap_closed.mean)} %")),
     ]  # fmt: skip
     if not latencies or len(latencies) < len(row.runs):
         cells += [Cell(NONE)] * 4
@@ -129,8 +137,14 @@ def _against(spread: Spread | None, is_itself: bool) -> Cell:
     """How much more it writes; a loss is red."""
     if spread is None or is_itself:
         return Cell(NONE)
-    percent = 100 * (spread.mean - 1)
-    return Cell(f"{percent:+.1f} %", "bad" if percent >= 0.05 else "good" if percent <= -0.05 else "")
+    text = percent(spread)
+    tone = "" if text.strip("+-") == "0.0 %" else "good" if text.startswith("-") else "bad"
+    return Cell(_typeset(text), tone)
+
+
+def _typeset(text: str) -> str:
+    """With a true minus sign and dash."""
+    return text.replace("..", f" {NONE} ").replace("-", MINUS) if text != "-" else NONE
 
 
 def _tone_of(line: str) -> str:
@@ -148,9 +162,9 @@ def _agent(row: Standing) -> dict[str, Any]:
         moved = account.get("bytes_in", 0) + account.get("bytes_out", 0)
         costs.append([
             str(run.seed), duration(account.get("cpu_ns", 0)),
-            f"{account.get('cpu_ns', 0) // max(run.user_blocks, 1)} ns", duration(account.get("charged_ns", 0)),
+            f"{account.get('cpu_ns', 0) // max(run.user_blocks, 1):,} ns", duration(account.get("charged_ns", 0)),
             f"{account.get('crossings', 0):,}", f"{account.get('crossings', 0) / millions:,.0f}", f"{moved:,}",
-            f"{account.get('arena_bytes_max', 0):,}", str(account.get("restarts", 0)),
+            size(account.get("held_bytes", 0)), str(account.get("restarts", 0)),
             f"{100 * run.following_ppm / PPM:.0f} %",
         ])  # fmt: skip
     in_force = [(name, f"{100 * share / PPM:.1f} %") for name, share in model.policies_in_force(row)]
@@ -161,8 +175,8 @@ def _agent(row: Standing) -> dict[str, Any]:
 
 
 def _plots(verdict: Verdict, rows: Sequence[Standing]) -> list[Plot]:
-    agents = any(row.kind == "agent" for row in rows)
-    unmoded = "" if agents else "no agent took part"
+    runs = sum(len(row.runs) for row in rows if row.kind == "agent")
+    unmoded = "" if runs else "no agent took part"
     size = verdict.study.lfs.segment_blocks
     return [
         Plot(
@@ -177,7 +191,8 @@ def _plots(verdict: Verdict, rows: Sequence[Standing]) -> list[Plot]:
             "Mode timeline",
             plots.mode_timeline(rows),
             "Who decides: the default alone (emergency), hints for a small share (learning), for half "
-            "(collaboration), wherever they are valid (recommendation). Percentages are shares of user blocks.",
+            "(collaboration), wherever they are valid (recommendation). Percentages are shares of user blocks."
+            + (f" The first {plots.BANDS_MAX} runs." if runs > plots.BANDS_MAX else ""),
             unmoded or "no run was recorded by epochs",
         ),
         Plot(
@@ -205,12 +220,4 @@ def _plots(verdict: Verdict, rows: Sequence[Standing]) -> list[Plot]:
 
 def _notes(verdict: Verdict) -> list[str]:
     own = [f"{run.policy}, seed {run.seed}: {note}" for run in verdict.outcomes for note in run.notes]
-    latencies = [run.latency for run in verdict.outcomes if run.latency is not None]
-    full = any(each.utilisation_ppm >= PPM for each in latencies)
-    queue = "!: more work than the device can do: the queue grows, and latencies tell how long the run was"
-    return [*([queue] if full else []), *verdict.notes, *own]
-
-
-def _missing(verdict: Verdict) -> list[str]:
-    found = {(run.policy, what, why) for run in verdict.outcomes for what, why in run.missing.items()}
-    return [f"{what} of {policy}: {why}" for policy, what, why in sorted(found)]
+    return [*notes(verdict), *own]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from uxk.scenario.lfs.report import model
 from uxk.scenario.lfs.report.model import Standing
-from uxk.scenario.lfs.report.svg import FAINT, INK, MODES, SERIES, bare, canvas, spread, to_svg
+from uxk.scenario.lfs.report.svg import FAINT, INK, MODES, PAGE, SERIES, bare, canvas, spread, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 WIDTH: Final = 9.2
 """Inches."""
 NAME_CHARS: Final = 30
+BANDS_MAX: Final = 24
+"""Runs in the mode timeline."""
 _TOP_OF_WA: Final = 1.06
+_WIDE: Final = 50
+"""Numbers this many times apart are shown on a logarithmic scale."""
 
 
 def short(name: str) -> str:
@@ -64,7 +68,8 @@ def wa_over_time(rows: Sequence[Standing]) -> str:
             axes.axvline(half, color=FAINT, linewidth=0.9, linestyle=":")
             axes.annotate(
                 "second half", (half, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                va="top", color=INK, fontsize=8.5,
+                va="top", color=INK, fontsize=8.5, zorder=4,
+                bbox={"facecolor": PAGE, "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
         axes.set_xlabel("user blocks written, millions")
         axes.set_ylabel("write amplification")
@@ -91,12 +96,13 @@ def mode_timeline(rows: Sequence[Standing]) -> str:
     bands = [
         (f"{short(row.policy)}, seed {run.seed}", spans)
         for row in rows for run in row.runs if (spans := model.mode_spans(run))
-    ]  # fmt: skip
+    ][:BANDS_MAX]  # fmt: skip
     if not bands:
         return ""
-    with canvas("modes", WIDTH, 0.75 + 0.55 * len(bands)) as figure:
+    with canvas("modes", WIDTH, 1.1 + 0.55 * len(bands)) as figure:
         axes = figure.add_subplot()
         bare(axes)
+        _mode_legend(figure, {span.mode for _, spans in bands for span in spans})
         for place, (_, spans) in enumerate(bands):
             for span in spans:
                 axes.barh(
@@ -116,6 +122,18 @@ def mode_timeline(rows: Sequence[Standing]) -> str:
         axes.set_xlim(left=0, right=max(spans[-1].begin + spans[-1].length for _, spans in bands))
         axes.set_xlabel("user blocks written, millions")
         return to_svg(figure, "Mode timeline of the agents' runs")
+
+
+def _mode_legend(figure: Figure, modes: set[str]) -> None:
+    """Which colour is which mode, in the order of their power."""
+    from matplotlib.patches import Patch
+
+    known = [mode for mode in MODES if mode in modes or (mode == "unknown" and modes - set(MODES))]
+    patches = [Patch(color=MODES[mode], label=mode) for mode in known]
+    figure.legend(
+        handles=patches, loc="outside upper left", ncols=len(patches), frameon=False, fontsize=8.5, handlelength=1,
+        handleheight=1, columnspacing=1.4,
+    )  # fmt: skip
 
 
 def _percent(share: float) -> str:
@@ -143,7 +161,7 @@ def _logarithmic(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(base=10, numticks=8))
+    axes.xaxis.set_major_locator(LogLocator(base=10, numticks=5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value >= 1e-4 else f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -198,7 +216,7 @@ def victim_ages(rows: Sequence[Standing], segment_blocks: int, pages: int) -> st
 
 
 def hint_fates(rows: Sequence[Standing]) -> str:
-    """Bars by what became of hints, on a logarithmic scale, a group for each agent."""
+    """Bars by what became of hints, a group for each agent."""
     found = [(row, fates) for row in rows if row.kind == "agent" and (fates := model.fates(row))]
     if not found:
         return ""
@@ -218,7 +236,10 @@ def hint_fates(rows: Sequence[Standing]) -> str:
         )  # fmt: skip
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(lines) - 0.4, -0.6)
-        _logarithmic(axes)
-        axes.set_xlim(0.8, max(count for _, _, count in lines) * 2)
-        axes.set_xlabel("hints, all seeds together (logarithmic)")
+        counts = [count for _, _, count in lines]
+        is_wide = max(counts) > _WIDE * min(counts)
+        if is_wide:
+            _logarithmic(axes)
+        axes.set_xlim(0.8 if is_wide else 0, max(counts) * (2 if is_wide else 1.1))
+        axes.set_xlabel(f"hints, all seeds together{' (logarithmic)' if is_wide else ''}")
         return to_svg(figure, "What became of hints")

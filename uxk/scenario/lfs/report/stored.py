@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from uxk.errors import ConfigError
 from uxk.limits import I64_MAX, PPM
+from uxk.scenario.lfs.attach import TraceFacts
 from uxk.scenario.lfs.folder import StoredRun, StoredStudy, load_study
 from uxk.scenario.lfs.latency import Latency
 from uxk.scenario.lfs.outcome import Outcome
@@ -55,7 +56,7 @@ class _Result(Struct, frozen=True):
     missing: dict[str, str]
     exit_code: int
     notes: list[str]
-    host: dict[str, int]
+    host: dict[str, int | None]
     foreground_stalls: int | None = None
     longest_stall_ns: int | None = None
     write_latency: _Quantiles | None = None
@@ -67,6 +68,7 @@ class _Results(Struct, frozen=True):
     results: list[dict[str, Any]]
     notes: list[str]
     host: dict[str, int]
+    trace: TraceFacts | None = None
 
 
 def is_study_folder(path: str | Path) -> bool:
@@ -97,7 +99,7 @@ def verdict_of(stored: StoredStudy) -> Verdict:
         raise ConfigError(f"{stored.path / 'manifest.json'}: no runs")
     return Verdict(
         study=manifest.study, workload=manifest.workload, pages=manifest.pages, fill=manifest.fill,
-        writes=manifest.writes, trace_sha256=manifest.trace_sha256,
+        writes=manifest.writes, trace_sha256=manifest.trace_sha256, trace=results.trace,
         outcomes=[_outcome(run, where) for run in stored.runs], notes=results.notes,
         host_ns=results.host.get("host_ns", 0),
     )  # fmt: skip
@@ -127,9 +129,10 @@ def _outcome(run: StoredRun, where: Path) -> Outcome:
         account={
             "crossings": found.crossings, "restarts": found.restarts, "bytes_in": thinking.get("bytes", 0),
             "charged_ns": thinking.get("charged_ns", 0), "declared_ns": thinking.get("declared_ns", 0),
-            "cpu_ns": thinking.get("cpu_ns", 0), "arena_bytes_max": thinking.get("memory_bytes_max", 0),
+            "cpu_ns": thinking.get("cpu_ns", 0), "arena_bytes_max": thinking.get("arena_bytes_max", 0),
+            "held_bytes": thinking.get("held_bytes", 0),
         },
-        missing=found.missing, notes=found.notes, exit_code=found.exit_code, host_ns=found.host.get("host_ns", 0),
+        missing=found.missing, notes=found.notes, exit_code=found.exit_code, host_ns=found.host.get("host_ns") or 0,
         hint_log=run.hints, kmsg=run.kmsg,
     )  # fmt: skip
 

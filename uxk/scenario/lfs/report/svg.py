@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, GRID = "#010203", "#010204", "#010205"
-"""Text and axes, what is less important, grid lines."""
+INK, FAINT, GRID, PAGE = "#010203", "#010204", "#010205", "#010206"
+"""Text and axes, what is less important, grid lines, what lies behind it all."""
 SERIES: Final = tuple(f"#0103{number:02x}" for number in range(8))
 """Colours of policies, in this order."""
 MODES: Final = {
@@ -25,7 +25,7 @@ MODES: Final = {
     "unknown": "#010414",
 }  # fmt: skip
 _VARIABLES: Final = {
-    INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)",
+    INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)", PAGE: "var(--page)",
     **{colour: f"var(--s{number})" for number, colour in enumerate(SERIES)},
     **{colour: f"var(--{mode})" for mode, colour in MODES.items()},
 }  # fmt: skip
@@ -51,7 +51,8 @@ def canvas(name: str, width: float, height: float) -> Iterator[Figure]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS | {"svg.hashsalt": f"uxk {name}"})
+        settings: Any = {**_SETTINGS, "svg.hashsalt": f"uxk {name}"}  # matplotlib types every key of its own
+        matplotlib.rcParams.update(settings)
         yield Figure(figsize=(width, height), layout="constrained")
 
 
