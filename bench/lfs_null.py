@@ -3,7 +3,7 @@
 Two miniatures under the same policy, the kernel's default, see the same writes; a handful of other ones at the end
 of the fill makes them differ from then on in everything but their distribution.  Whoever is promoted on such a
 pair is promoted for nothing.  The noise is that of real epochs of write amplification, with its own spread, tails
-and autocorrelation, so the count says whether the volume's model may assume that epochs are not correlated.
+and autocorrelation, so the count says whether the volume's model reckons with enough of it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from uxk.scenario.pages import WORKLOADS, bundled, load_pages
 from uxk.subsystems.lfs.miniature import Miniature, parse_policy
 from uxk.subsystems.lfs.params import LfsParams
 from uxk.subsystems.lfs.sample import make_sample
+from uxk.subsystems.lfs.subsystem import CORRELATION_MAX_PPM
 
 PAGES, SEGMENT_BLOCKS = 65_536, 128
 """Of synthetic workloads; a recording has its own pages."""
-CORRELATIONS_PPM = (0, ModeConfig().correlation_ppm)
-"""What the volume assumes, and what other models do."""
+CORRELATIONS_PPM = {
+    "0 to 0.2": (0, CORRELATION_MAX_PPM),
+    "0.3 to 0.6": (ModeConfig().correlation_ppm, ModeConfig().correlation_max_ppm),
+}
+"""Autocorrelation that the volume's model reckons with, and that of other models."""
 
 
 class Noise(NamedTuple):
@@ -66,10 +70,10 @@ def arms(workload: str, count: int, seed: int) -> list[list[int]]:
     return found
 
 
-def is_promoted(differences: Sequence[int], correlation_ppm: int) -> bool:
+def is_promoted(differences: Sequence[int], least_ppm: int, most_ppm: int) -> bool:
     """Whether the test that guards LEARNING would ever have let them pass."""
     config = ModeConfig()
-    evidence = Evidence(config.alpha_ppm, 0, correlation_ppm=correlation_ppm)
+    evidence = Evidence(config.alpha_ppm, correlation_ppm=least_ppm, correlation_max_ppm=most_ppm)
     for difference in differences:
         evidence.add(difference)
         if evidence.epochs >= config.epochs_min and evidence.reached:
@@ -81,7 +85,7 @@ def noise(workload: str, runs: int, seed: int) -> Noise:
     """So many pairs on one workload."""
     found = arms(workload, runs + 1, seed)
     pairs = [[difference_ppm(*each) for each in zip(*two, strict=True)] for two in pairwise(found)]
-    promoted = [sum(is_promoted(pair, assumed) for pair in pairs) for assumed in CORRELATIONS_PPM]
+    promoted = [sum(is_promoted(pair, *bounds) for pair in pairs) for bounds in CORRELATIONS_PPM.values()]
     matrix = np.array(pairs, float) / 10_000
     matrix = matrix[matrix.std(1) > 0]
     if not len(matrix):
@@ -102,7 +106,7 @@ def main(args: Sequence[str]) -> int:
         if name not in known:
             parser.error(f"workload {name!r}: expected one of {', '.join(known)}")
     print(f"{'workload':<20}{'pairs':>7}{'spread':>9}{'lag 1':>8}" + "".join(
-        f"{f'promoted, {assumed / 1e6:g} assumed':>26}" for assumed in CORRELATIONS_PPM
+        f"{f'promoted, {bounds}':>26}" for bounds in CORRELATIONS_PPM
     ))  # fmt: skip
     found = []
     for name in options.workloads or known:

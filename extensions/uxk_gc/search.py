@@ -57,7 +57,7 @@ class Search:
         step = self._propose()
         old = miniatures.candidates[parent]
         pairs = zip(NAMES, old.args, strict=True)
-        changed = tuple(int(value + step.get(name, 0) * STEPS[name]) for name, value in pairs)
+        changed = tuple(int(value + step.get(name, 0) * STEPS.get(name, 0)) for name, value in pairs)
         miniatures.replace(slot, parent, parse_policy(old.name, clamp(changed)))
         chooser.forget(slot, parent)
         self._born[slot], self._step[slot] = self._epoch, (step, float(means[parent]))
@@ -75,8 +75,8 @@ class Search:
         best_value = np.inf
         for _ in range(DRAWS):
             count = 1 + int(self._rng.integers(3))
-            names = self._rng.choice(len(NAMES), count, replace=False)
-            step: dict[FeatureName, float] = {NAMES[int(n)]: float(self._rng.choice((-2, -1, 1, 2))) for n in names}
+            names = self._rng.choice(list(STEPS), count, replace=False)
+            step: dict[FeatureName, float] = {str(name): float(self._rng.choice((-2, -1, 1, 2))) for name in names}
             prospect: Any = self.surrogate.predict_one(step, with_dist=True)  # a Gaussian
             value = float(self._rng.normal(prospect.mu, prospect.sigma))
             if value < best_value:

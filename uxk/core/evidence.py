@@ -85,13 +85,17 @@ class Evidence:
     """Evidence for "better": a test that may be looked at after every epoch.
 
     ``alpha_ppm``: the chance, in parts per million, that it ever claims an effect where there is none.
-    ``correlation_ppm``: autocorrelation that is assumed even where less is seen.
+    ``correlation_ppm``: autocorrelation that is assumed even where less is seen; ``correlation_max_ppm``: what is seen
+    beyond this is a trend, or a change of level.
     """
 
-    __slots__ = ("_correlation", "_floor", "_live", "_threshold", "epochs", "starts")
+    __slots__ = ("_ceiling", "_correlation", "_floor", "_live", "_threshold", "epochs", "starts")
 
-    def __init__(self, alpha_ppm: int, starts: int = 0, *, correlation_ppm: int = 0) -> None:
+    def __init__(
+        self, alpha_ppm: int, starts: int = 0, *, correlation_ppm: int = 0, correlation_max_ppm: int = 600_000
+    ) -> None:  # fmt: skip
         self._floor = ratio(PPM + correlation_ppm, PPM - correlation_ppm)
+        self._ceiling = max(ratio(PPM + correlation_max_ppm, PPM - correlation_max_ppm), self._floor)
         self.epochs = 0
         self._threshold = ln(ratio(PPM, alpha_ppm))
         self.starts = starts
@@ -122,7 +126,8 @@ class Evidence:
         """ln of the e-value, fixed point."""
         total = 0
         for start, before, won in self._live:  # each by its own epochs: a change of level is no correlation
-            inflation = max(self._floor, self._correlation.inflation(self.epochs - before))
+            seen = self._correlation.inflation(self.epochs - before)
+            inflation = min(max(self._floor, seen), self._ceiling)
             sums = sum(exp(ratio(each, inflation)) for each in won)
             total += sums // (len(SCALES_PPM) * start * (start + 1))
         return ln(total) if total > 0 else -64 * ONE

@@ -45,6 +45,8 @@ class ModeConfig(Struct, frozen=True, kw_only=True):
     """Chance that a promotion is ever granted to hints that change nothing."""
     correlation_ppm: int = 300_000
     """Autocorrelation of epochs that is assumed at least: caution against epochs that are not independent."""
+    correlation_max_ppm: int = 600_000
+    """The most that is believed of what is seen: a trend looks like autocorrelation, too."""
     alarm_run_length: int = 1_000
     """Epochs between false demotions, on average and at least."""
     epochs_min: int = 6
@@ -65,7 +67,8 @@ class ModeConfig(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         ranges = {
             "learning_share_ppm": (0, PPM), "collaboration_share_ppm": (0, PPM), "recommendation_share_ppm": (0, PPM),
-            "alpha_ppm": (1, PPM - 1), "correlation_ppm": (0, 600_000), "alarm_run_length": (2, 1 << 40),
+            "alpha_ppm": (1, PPM - 1), "correlation_ppm": (0, 600_000),
+            "correlation_max_ppm": (0, 600_000), "alarm_run_length": (2, 1 << 40),
             "epochs_min": (1, 1 << 32), "trip_ppm": (1, 1 << 40), "loss_budget_ppm": (0, PPM),
             "loss_floor_epochs": (1, 1 << 32), "calm_epochs": (0, 1 << 32), "silence_ns": (0, 1 << 62),
             "rejects_max_ppm": (0, PPM), "rejects_min": (1, 1 << 32),
@@ -260,7 +263,11 @@ class ModeMachine:
         return 2 * self.ledger.loss_ppm <= self.config.loss_budget_ppm
 
     def _test(self, starts: int) -> Evidence:
-        return Evidence(self.config.alpha_ppm, starts, correlation_ppm=self.config.correlation_ppm)
+        config = self.config
+        return Evidence(
+            config.alpha_ppm, starts, correlation_ppm=config.correlation_ppm,
+            correlation_max_ppm=config.correlation_max_ppm,
+        )  # fmt: skip
 
     # --- moving ---
 

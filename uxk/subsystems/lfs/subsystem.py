@@ -35,6 +35,8 @@ from uxk.uapi.ml import OVERRIDES
 
 NO_CLASS: Final = 255
 """In a placement table: the default decides."""
+CORRELATION_MAX_PPM: Final = 200_000
+"""Epochs of write amplification swing back: lag-1 autocorrelation is -0.4 to 0.2 (``python -m bench.lfs_null``)."""
 SEGMENTS_PER_LOG: Final = 10
 """For each open log, of a part of the volume that follows hints; at least."""
 
@@ -96,12 +98,14 @@ class Lfs:
     def _modes(self) -> ModeConfig:
         """The mode machine's settings.
 
-        Epochs of write amplification swing back (lag-1 autocorrelation -0.3 to 0.2), which inflates no evidence:
-        ``python -m bench.lfs_null`` counts false promotions.
+        A change of policy may cost an epoch half as much again, which is no emergency.
         """
         params = self.params
         silence_ns = params.silence_epochs * self.epoch_blocks * params.write_ns
-        return ModeConfig(learning_share_ppm=params.learning_share_ppm, silence_ns=silence_ns, correlation_ppm=0)
+        return ModeConfig(
+            learning_share_ppm=params.learning_share_ppm, silence_ns=silence_ns, trip_ppm=PPM,
+            correlation_ppm=0, correlation_max_ppm=CORRELATION_MAX_PPM,
+        )  # fmt: skip
 
     def _state_words(self) -> dict[str, int | str]:
         reg = self.volume.reg
