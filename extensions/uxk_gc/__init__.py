@@ -15,7 +15,7 @@ from river import stats
 
 import uxk
 from uxk.subsystems.lfs.hint import GcHint, encode_hint
-from uxk_gc.candidates import kind, portfolio
+from uxk_gc.candidates import portfolio
 from uxk_gc.chooser import CHOOSERS, Chooser
 from uxk_gc.miniatures import Miniatures
 from uxk_gc.search import Search
@@ -86,8 +86,8 @@ class Gc(uxk.MLAgent[GcParams]):
         self._miniatures = Miniatures(
             state["sampled"], state["segment_blocks"], state["gp_max_ppm"], state["logs"], self._ratio, candidates
         )  # fmt: skip
-        kinds = [kind(candidate) for candidate in candidates]
-        self._chooser = CHOOSERS[self.params.chooser](kinds, ctx.random("chooser"))
+        placements = [candidate.placement for candidate in candidates]
+        self._chooser = CHOOSERS[self.params.chooser](placements, ctx.random("chooser"))
         if self.params.search and self.params.learned:
             self._search = Search(ctx.random("search"))
         ctx.log(f"{len(candidates)} candidates on {state['sampled']} of {state['pages']} pages")

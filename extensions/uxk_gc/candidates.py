@@ -17,7 +17,7 @@ NAMES: Final = (
 )  # fmt: skip
 """Parameters of ``rate/learned``, see :mod:`uxk.subsystems.lfs.fast.learned`."""
 STEPS: Final = dict(zip(NAMES[1:], (1, 12, 4, 12, 4, 2, 1, 12, 3, 2, 2), strict=True))
-"""A small change of each but the half-life: that would make another kind."""
+"""A small change of each but the half-life: counts that faded otherwise mislead for long."""
 RATES: Final = {
     "even": (0, 2, 192, 40, 200, 40, 9, 5, 8, 8, 18, 16),
     "periodic": (18, 5, 200, 40, 184, 40, 13, 8, -8, 4, 20, 16),
@@ -49,11 +49,6 @@ def streams(logs: int, window: int = 64) -> list[Policy]:
         if candidate not in found:
             found.append(candidate)
     return found
-
-
-def kind(policy: Policy) -> str:
-    """Policies of one kind understand each other's layout and statistics: one placement, counts that fade alike."""
-    return f"{policy.placement} {policy.args[0]}" if policy.placement == "rate" else policy.placement
 
 
 def portfolio(logs: int, learned: bool = True) -> list[Policy]:

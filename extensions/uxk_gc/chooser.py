@@ -22,8 +22,8 @@ MEMORIES: Final = (8, 24, 96)
 """Half-lives of the fading means, in epochs."""
 MARGIN: Final = 0.012
 """A candidate must be better than the recommended one by this share (a logarithm): changing costs moves, too."""
-MARGIN_KIND: Final = 0.03
-"""The same for one of another kind: a volume is then laid out wrongly for it, for several volumes' worth of writes."""
+MARGIN_PLACEMENT: Final = 0.06
+"""The same for one with another placement: it finds no statistics, and a volume laid out for others."""
 WARM_EPOCHS: Final = 3
 """Before this there is no recommendation."""
 
@@ -108,9 +108,9 @@ class Expert:
 class River:
     """Experts with memories of several lengths, and one above them that tells who is right."""
 
-    def __init__(self, kinds: Sequence[str], rng: np.random.Generator) -> None:
-        self._kinds = list(kinds)
-        self._experts = [Expert(len(kinds), half_life) for half_life in MEMORIES]
+    def __init__(self, placements: Sequence[str], rng: np.random.Generator) -> None:
+        self._placements = list(placements)
+        self._experts = [Expert(len(placements), half_life) for half_life in MEMORIES]
         self._judge = Expert(len(MEMORIES), MEMORIES[-1])
         self._epochs = 0
         self.choice = -1
@@ -137,16 +137,16 @@ class River:
             self._follow(self._believed.choice)
 
     def _follow(self, wanted: int) -> None:
-        if self.choice < 0 or self._kinds[wanted] == self._kinds[self.choice]:
+        if self.choice < 0 or self._placements[wanted] == self._placements[self.choice]:
             self.choice = wanted
             return
         means = self.means
-        if means[wanted] < means[self.choice] - MARGIN_KIND:
+        if means[wanted] < means[self.choice] - MARGIN_PLACEMENT:
             self.choice = wanted
 
     def forget(self, number: int, like: int) -> None:
         """A candidate was replaced by a variation of another one."""
-        self._kinds[number] = self._kinds[like]
+        self._placements[number] = self._placements[like]
         for expert in self._experts:
             expert.forget(number, like)
 
@@ -154,10 +154,10 @@ class River:
 class Minimum:
     """For comparison: whichever cost least in the last epoch."""
 
-    def __init__(self, kinds: Sequence[str], rng: np.random.Generator) -> None:
+    def __init__(self, placements: Sequence[str], rng: np.random.Generator) -> None:
         self._epochs = 0
         self.choice = -1
-        self._means: Costs = np.zeros(len(kinds))
+        self._means: Costs = np.zeros(len(placements))
 
     @property
     def means(self) -> Costs:
@@ -178,8 +178,8 @@ class Minimum:
 class Random(Minimum):
     """For comparison: any candidate, another one every 16 epochs."""
 
-    def __init__(self, kinds: Sequence[str], rng: np.random.Generator) -> None:
-        super().__init__(kinds, rng)
+    def __init__(self, placements: Sequence[str], rng: np.random.Generator) -> None:
+        super().__init__(placements, rng)
         self._rng = rng
 
     def learn(self, costs: Costs) -> None:
@@ -193,4 +193,4 @@ class Random(Minimum):
 CHOOSERS: Final[Mapping[str, Callable[[Sequence[str], np.random.Generator], Chooser]]] = {
     "river": River, "minimum": Minimum, "random": Random,
 }  # fmt: skip
-"""By the parameter ``chooser``; each takes its candidates' kinds and a stream of random numbers."""
+"""By the parameter ``chooser``; each takes its candidates' placements and a stream of random numbers."""

@@ -12,7 +12,7 @@ import pytest
 from uxk.subsystems.lfs.miniature import parse_policy
 from uxk.testing import boot, volume
 from uxk_gc.candidates import HUMANS, NAMES, RATES, STEPS, VARIATIONS, portfolio
-from uxk_gc.chooser import CHOOSERS, MARGIN, MARGIN_KIND, WARM_EPOCHS, FadingMean, River, relative
+from uxk_gc.chooser import CHOOSERS, MARGIN, MARGIN_PLACEMENT, WARM_EPOCHS, FadingMean, River, relative
 from uxk_gc.miniatures import Costs, Miniatures
 from uxk_gc.search import EVERY, TRIAL_EPOCHS, Search, clamp
 
@@ -63,12 +63,12 @@ def test_a_little_better_is_not_worth_a_change() -> None:
     assert chooser.choice == 1
 
 
-def test_another_kind_must_be_worth_moving_a_volume_for() -> None:
+def test_another_placement_must_be_worth_moving_a_volume_for() -> None:
     chooser = River(["rate", "rate", "stream"], np.random.default_rng(0))
     teach(chooser, [2.0, 1.5, 1.6], 60)
-    teach(chooser, [2.0, 1.5, 1.5 * (1 - MARGIN_KIND / 2)], 400)
+    teach(chooser, [2.0, 1.5, 1.5 * (1 - MARGIN_PLACEMENT / 2)], 400)
     assert chooser.choice == 1
-    teach(chooser, [2.0, 1.5, 1.5 * (1 - 2 * MARGIN_KIND)], 400)
+    teach(chooser, [2.0, 1.5, 1.5 * (1 - 2 * MARGIN_PLACEMENT)], 400)
     assert chooser.choice == 2
 
 
