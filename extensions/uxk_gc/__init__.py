@@ -75,7 +75,7 @@ class Gc(uxk.MLAgent[GcParams]):
         if costs is None or costs.max() == 1:  # a volume that fills cleans nothing: no lesson
             return
         self._default_cost.update(float(costs[0]))
-        self._chooser.learn(costs)
+        self._chooser.learn(costs, self.mode in (uxk.Mode.COLLABORATION, uxk.Mode.RECOMMENDATION))
         if self._search is not None:
             self._search.vary(self._miniatures, self._chooser)
         self._due = self._chooser.choice >= 0

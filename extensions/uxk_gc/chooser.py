@@ -22,8 +22,8 @@ MEMORIES: Final = (8, 24, 96)
 """Half-lives of the fading means, in epochs."""
 MARGIN: Final = 0.012
 """A candidate must be better than the recommended one by this share (a logarithm): changing costs moves, too."""
-MARGIN_PLACEMENT: Final = 0.06
-"""The same for one with another placement: it finds no statistics, and a volume laid out for others."""
+MARGIN_PLACEMENT: Final = 0.1
+"""The same for another placement once a volume is laid out for the recommended one: it finds no statistics, either."""
 WARM_EPOCHS: Final = 3
 """Before this there is no recommendation."""
 
@@ -38,8 +38,8 @@ class Chooser(Protocol):
         """What each candidate is thought to cost: the natural logarithm of its share of the first one's cost."""
         ...
 
-    def learn(self, costs: Costs) -> None:
-        """One epoch's write amplification of each candidate."""
+    def learn(self, costs: Costs, followed: bool = False) -> None:
+        """One epoch's write amplification of each candidate; ``followed``: much of the volume is laid out for it."""
         ...
 
     def forget(self, number: int, like: int) -> None:
@@ -124,7 +124,7 @@ class River:
     def _believed(self) -> Expert:
         return self._experts[max(self._judge.choice, 0)]
 
-    def learn(self, costs: Costs) -> None:
+    def learn(self, costs: Costs, followed: bool = False) -> None:
         """Judges the experts by what they had recommended, then teaches them."""
         self._epochs += 1
         shares = relative(costs)
@@ -134,15 +134,10 @@ class River:
         for expert in self._experts:
             expert.learn(shares)
         if self._epochs >= WARM_EPOCHS:
-            self._follow(self._believed.choice)
-
-    def _follow(self, wanted: int) -> None:
-        if self.choice < 0 or self._placements[wanted] == self._placements[self.choice]:
-            self.choice = wanted
-            return
-        means = self.means
-        if means[wanted] < means[self.choice] - MARGIN_PLACEMENT:
-            self.choice = wanted
+            wanted, means = self._believed.choice, self.means
+            stays = followed and self._placements[wanted] != self._placements[self.choice]
+            if not stays or means[wanted] < means[self.choice] - MARGIN_PLACEMENT:
+                self.choice = wanted
 
     def forget(self, number: int, like: int) -> None:
         """A candidate was replaced by a variation of another one."""
@@ -164,7 +159,7 @@ class Minimum:
         """The last epoch's costs."""
         return self._means
 
-    def learn(self, costs: Costs) -> None:
+    def learn(self, costs: Costs, followed: bool = False) -> None:
         """One epoch."""
         self._epochs += 1
         self._means = relative(costs)
@@ -182,7 +177,7 @@ class Random(Minimum):
         super().__init__(placements, rng)
         self._rng = rng
 
-    def learn(self, costs: Costs) -> None:
+    def learn(self, costs: Costs, followed: bool = False) -> None:
         """Costs do not matter."""
         self._epochs += 1
         self._means = relative(costs)

@@ -60,7 +60,7 @@ def by_policy(verdict: Verdict, seed: int = 0) -> dict[str, dict[str, Any]]:
 def test_the_bundled_study_is_good_and_its_policies_exist() -> None:
     study, text = open_study("lfs-gc") or pytest.fail("no study")
     assert 'study = "lfs-gc"' in text
-    assert study.workload.name == "sqlite-oltp"
+    assert study.workload.name == "rocksdb-overwrite"
     published = [policy for policy in study.policies if policy != "uxk_gc"]
     kinds = [entrant.kind for entrant in resolve(published, study.lfs.default)]
     assert kinds.count("human") >= 5

@@ -19,12 +19,14 @@ from uxk_gc.search import EVERY, TRIAL_EPOCHS, Search, clamp
 PAGES, SEGMENT_BLOCKS = 16_384, 64
 
 
-def teach(chooser: River, costs: list[float], epochs: int, noise: float = 0.0, seed: int = 0) -> None:
+def teach(
+    chooser: River, costs: list[float], epochs: int, noise: float = 0.0, seed: int = 0, followed: bool = False
+) -> None:  # fmt: skip
     """So many epochs of these costs, with noise that all candidates share and some of their own."""
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         shared = 1 + 3 * noise * rng.standard_normal()
-        chooser.learn(np.array(costs) * shared * (1 + noise * rng.standard_normal(len(costs))))
+        chooser.learn(np.array(costs) * shared * (1 + noise * rng.standard_normal(len(costs))), followed)
 
 
 def river(candidates: int) -> River:
@@ -63,13 +65,17 @@ def test_a_little_better_is_not_worth_a_change() -> None:
     assert chooser.choice == 1
 
 
-def test_another_placement_must_be_worth_moving_a_volume_for() -> None:
-    chooser = River(["rate", "rate", "stream"], np.random.default_rng(0))
-    teach(chooser, [2.0, 1.5, 1.6], 60)
-    teach(chooser, [2.0, 1.5, 1.5 * (1 - MARGIN_PLACEMENT / 2)], 400)
-    assert chooser.choice == 1
-    teach(chooser, [2.0, 1.5, 1.5 * (1 - 2 * MARGIN_PLACEMENT)], 400)
-    assert chooser.choice == 2
+def test_another_placement_must_be_worth_laying_a_volume_out_anew() -> None:
+    better, much_better = 1.5 * (1 - MARGIN_PLACEMENT / 2), 1.5 * (1 - 2 * MARGIN_PLACEMENT)
+    free, bound = (River(["rate", "rate", "stream"], np.random.default_rng(0)) for _ in range(2))
+    for chooser in (free, bound):
+        teach(chooser, [2.0, 1.5, 1.6], 60)
+        assert chooser.choice == 1
+    teach(free, [2.0, 1.5, better], 400)
+    teach(bound, [2.0, 1.5, better], 400, followed=True)
+    assert (free.choice, bound.choice) == (2, 1)
+    teach(bound, [2.0, 1.5, much_better], 400, followed=True)
+    assert bound.choice == 2
 
 
 def test_means_are_relative_to_the_default() -> None:
