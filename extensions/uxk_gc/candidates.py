@@ -16,7 +16,7 @@ NAMES: Final = (
     "half", "loss", "user_top", "user_step", "gc_top", "gc_step", "blend", "pace", "wait", "regular", "gain", "age",
 )  # fmt: skip
 """Parameters of ``rate/learned``, see :mod:`uxk.subsystems.lfs.fast.learned`."""
-STEPS: Final = dict(zip(NAMES[1:], (1, 12, 4, 12, 4, 2, 1, 12, 3, 2, 2), strict=True))
+STEPS: Final[dict[str, int]] = dict(zip(NAMES[1:], (1, 12, 4, 12, 4, 2, 1, 12, 3, 2, 2), strict=True))
 """A small change of each but the half-life: counts that faded otherwise mislead for long."""
 RATES: Final = {
     "even": (0, 2, 192, 40, 200, 40, 9, 5, 8, 8, 18, 16),
