@@ -2,9 +2,9 @@
 
 The agent as it is, beside itself with parts replaced: who chooses among the candidates (river's fading means and
 experts, the plain minimum of the last epoch, or chance), whether there are candidates beside the human-made ones, and
-whether the best are varied.  ``no river`` replaces both of river's parts, choice and search.  Rows, seeds, cache and
-figures are those of :mod:`bench.lfs_goals`: second-half write amplification, over the agent's own (above 1: the part
-is worth having), over the default's, and over the best human's where the cache has them all.
+whether the best are varied by river's regression, which by default they are not.  Rows, seeds, cache and figures are
+those of :mod:`bench.lfs_goals`: second-half write amplification, over the agent's own (above 1: the part is worth
+having), over the default's, and over the best human's where the cache has them all.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ VARIANTS = {
     "agent": AGENT,
     "minimum chooses": f"{AGENT}:chooser=minimum",
     "chance chooses": f"{AGENT}:chooser=random",
-    "no search": f"{AGENT}:search=false",
-    "no river": f"{AGENT}:chooser=minimum,search=false",
+    "with search": f"{AGENT}:search=true",
     "humans only": f"{AGENT}:learned=false",
 }
 

@@ -1,8 +1,9 @@
 """The garbage collector's agent: it tries candidates on miniatures of the volume, and recommends the best one.
 
 The kernel publishes a hashed sample of the volume's writes; the agent lets every candidate work on that sample,
-learns from their costs which one to trust (:mod:`uxk_gc.chooser`), varies the best ones (:mod:`uxk_gc.search`), and
-sends the name and the parameters as a standing hint.  Human-made policies are always among the candidates.
+learns from their costs which one to trust (:mod:`uxk_gc.chooser`), varies the best ones if asked to
+(:mod:`uxk_gc.search`), and sends the name and the parameters as a standing hint.  Human-made policies are always among
+the candidates.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class GcParams(uxk.Params):
         Literal["river", "minimum", "random"], uxk.param(help="who chooses: river, the last minimum, or chance")
     ] = "river"
     learned: Annotated[bool, uxk.param(help="whether there are candidates beside the human-made")] = True
-    search: Annotated[bool, uxk.param(help="whether the best candidates are varied")] = True
+    search: Annotated[bool, uxk.param(help="whether the best candidates are varied; it has not paid")] = False
 
 
 class Gc(uxk.MLAgent[GcParams]):
@@ -81,7 +82,7 @@ class Gc(uxk.MLAgent[GcParams]):
         self._due = self._chooser.choice >= 0
 
     def _begin_with(self, ctx: uxk.Context, state: dict[str, int]) -> None:
-        candidates = portfolio(state["logs"], self.params.learned)
+        candidates = portfolio(state["logs"], self.params.learned, self.params.search)
         self._ratio = state["ratio"]
         self._miniatures = Miniatures(
             state["sampled"], state["segment_blocks"], state["gp_max_ppm"], state["logs"], self._ratio, candidates

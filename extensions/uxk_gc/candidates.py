@@ -51,12 +51,12 @@ def streams(logs: int, window: int = 64) -> list[Policy]:
     return found
 
 
-def portfolio(logs: int, learned: bool = True) -> list[Policy]:
-    """All candidates for a volume with so many open logs."""
+def portfolio(logs: int, learned: bool = True, search: bool = False) -> list[Policy]:
+    """All candidates for a volume with so many open logs; with ``search``, places for variations at the end."""
     found = [parse_policy(name) for name in HUMANS]
     if learned:
         found += streams(logs)
         found += [parse_policy("rate/learned", args) for args in RATES.values()]
         found += [parse_policy("rate/d-choices", RATES[name]) for name in CHANCE]
-        found += [parse_policy("rate/learned", RATES["even"])] * VARIATIONS
+        found += [parse_policy("rate/learned", RATES["even"])] * (VARIATIONS if search else 0)
     return found

@@ -128,6 +128,7 @@ def test_the_default_comes_first_and_every_candidate_is_valid(logs: int) -> None
     assert [each.name for each in found[: len(HUMANS)]] == list(HUMANS)
     assert not any(each.needs_future for each in found)
     assert len(portfolio(logs, learned=False)) == len(HUMANS)
+    assert len(portfolio(logs, search=True)) == len(found) + VARIATIONS
     for each in found:
         assert parse_policy(each.name, each.args) == each
         assert parse_policy(each.name, each.scaled(16).args)
@@ -151,7 +152,7 @@ def writes(count: int, seed: int = 0) -> npt.NDArray[np.int32]:
 
 def miniatures(candidates: int = 8) -> tuple[Miniatures, Costs]:
     """The first candidates and the variations' places, and what each cost so far."""
-    chosen = [*portfolio(6)[:candidates], *portfolio(6)[-VARIATIONS:]]
+    chosen = [*portfolio(6)[:candidates], *portfolio(6, search=True)[-VARIATIONS:]]
     found = Miniatures(4_096, 16, 150_000, 6, 4, chosen)
     costs = found.write(writes(20_000))
     assert costs is not None
@@ -210,8 +211,9 @@ async def test_it_earns_the_kernels_trust_and_beats_chance() -> None:
     assert learned["wa_second_half_ppm"] < 0.95 * alone["wa_second_half_ppm"]
 
 
-async def test_it_does_the_same_with_the_same_seed() -> None:
-    one, two = [await results(seed=2) for _ in range(2)]
+@pytest.mark.parametrize("search", [False, True])
+async def test_it_does_the_same_with_the_same_seed(search: bool) -> None:
+    one, two = [await results(seed=2, search=search) for _ in range(2)]
     assert one["epochs"] == two["epochs"]
 
 
