@@ -6,7 +6,7 @@ The kernel's own policy is sepbit/cb-age.  The agent lets three policies work on
 kernel's sample of its writes, and recommends the one with the lowest fading mean of write amplification.  Nobody has to
 believe it: the mode machine lets a share of the volume follow, then more, then all, as the evidence grows.
 
-With other seeds than this one (2 to 5) it writes 7 to 13 % less than the default in the second half.  It does not win
+With other seeds than this one (2 to 5) it writes 8 to 14 % less than the default in the second half.  It does not win
 everywhere, and on volumes as small as this one it can lose some per cent.  This is how it does on larger ones:
 
     uxk run lfs-gc --policy default dac/cb-age fadac/cb-age examples/gc_agent.py --workload holdout-tpcc
