@@ -2,7 +2,7 @@
 
 The agent as it is, beside itself with parts replaced: who chooses among the candidates (river's fading means and
 experts, the plain minimum of the last epoch, or chance), whether there are candidates beside the human-made ones, and
-whether the best are varied by river's regression, which by default they are not.  Rows, seeds, cache and figures are
+whether the best are varied by river's regression.  Rows, seeds, cache and figures are
 those of :mod:`bench.lfs_goals`: second-half write amplification, over the agent's own (above 1: the part is worth
 having), over the default's, and over the best human's where the cache has them all.
 """
@@ -23,7 +23,7 @@ VARIANTS = {
     "agent": AGENT,
     "minimum chooses": f"{AGENT}:chooser=minimum",
     "chance chooses": f"{AGENT}:chooser=random",
-    "with search": f"{AGENT}:search=true",
+    "no search": f"{AGENT}:search=false",
     "humans only": f"{AGENT}:learned=false",
 }
 

@@ -1,7 +1,7 @@
 """The garbage collector's agent: it tries candidates on miniatures of the volume, and recommends the best one.
 
 The kernel publishes a hashed sample of the volume's writes; the agent lets every candidate work on that sample,
-learns from their costs which one to trust (:mod:`uxk_gc.chooser`), varies the best ones if asked to
+learns from their costs which one to trust (:mod:`uxk_gc.chooser`), varies the best ones
 (:mod:`uxk_gc.search`), and sends the name and the parameters as a standing hint.  Human-made policies are always among
 the candidates.
 """
@@ -29,7 +29,7 @@ class GcParams(uxk.Params):
         Literal["river", "minimum", "random"], uxk.param(help="who chooses: river, the last minimum, or chance")
     ] = "river"
     learned: Annotated[bool, uxk.param(help="whether there are candidates beside the human-made")] = True
-    search: Annotated[bool, uxk.param(help="whether the best candidates are varied; it has not paid")] = False
+    search: Annotated[bool, uxk.param(help="whether the best candidates are varied")] = True
 
 
 class Gc(uxk.MLAgent[GcParams]):
