@@ -59,7 +59,11 @@ def inline(function: F) -> F:
 
 def _make_prefetch() -> Any:
     """``prefetch(array, flat_index)``: asks the processor to bring an element near; without numba nothing."""
-    if numba is None or getattr(numba.config, "DISABLE_JIT", False):
+    if numba is None:
+        return lambda array, index: None
+    from numba.core import config  # type: ignore[import-untyped,unused-ignore]
+
+    if getattr(config, "DISABLE_JIT", False):
         return lambda array, index: None
     from llvmlite import ir  # type: ignore[import-untyped,unused-ignore]
     from numba.core import types  # type: ignore[import-untyped,unused-ignore]
