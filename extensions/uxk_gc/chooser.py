@@ -82,7 +82,6 @@ class Expert:
     """The candidate with the lowest mean over one memory length."""
 
     def __init__(self, candidates: int, half_life: int) -> None:
-        self._half_life = half_life
         self._means = [FadingMean(half_life) for _ in range(candidates)]
         self.choice = -1
 

@@ -85,7 +85,7 @@ class Search:
 
 
 def clamp(args: tuple[int, ...]) -> tuple[int, ...]:
-    """Within what the kernel's family can use."""
+    """Within what is worth a try; the kernel's own bounds are wider."""
     lows = (0, 0, 0, 8, 0, 8, 0, 1, -128, 0, 1, 0)
     highs = (32, 8, 512, 160, 512, 160, 16, 16, 128, 16, 64, 64)
     return tuple(min(max(value, low), high) for value, low, high in zip(args, lows, highs, strict=True))

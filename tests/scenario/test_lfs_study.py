@@ -17,7 +17,8 @@ from uxk.scenario.find import open_scenario
 from uxk.scenario.lfs.batch import half_of, next_writes, run_policy, spans
 from uxk.scenario.lfs.compare import run_study
 from uxk.scenario.lfs.entrants import resolve
-from uxk.scenario.lfs.folder import is_study, load_study, write_study
+from uxk.scenario.lfs.folder import load_study, write_study
+from uxk.scenario.lfs.report.stored import is_study_folder
 from uxk.scenario.lfs.study import Study, StudyParams, WorkloadSpec, open_study, with_study_options
 from uxk.scenario.lfs.verdict import Verdict
 from uxk.scenario.pages.load import load_pages
@@ -256,7 +257,7 @@ def test_the_timed_engine_says_what_it_does_not_know() -> None:
 
 def test_a_folder_is_read_back_as_written(verdict: Verdict, tmp_path: Path) -> None:
     write_study(tmp_path / "out", verdict, "the text")
-    assert is_study(tmp_path / "out")
+    assert is_study_folder(tmp_path / "out")
     stored = load_study(tmp_path / "out")
     assert stored.manifest.study == SMALL
     assert stored.manifest.study_text == "the text"

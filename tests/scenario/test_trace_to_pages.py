@@ -63,7 +63,6 @@ def test_same_as_page_by_page(requests: list[Request], page_bytes: int, sparse: 
     assert by_first.pages.tolist() == [first[page] for page in wanted]
     assert by_address.volume_pages == by_first.volume_pages == len(rank)
     assert by_address.user_writes == len(wanted)
-    assert by_address.overwrite_factor == len(wanted) / len(rank)
     assert by_address.arrival_ns is not None and by_address.arrival_ns.tolist() == [t - arrivals[0] for t in arrivals]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError
@@ -42,7 +43,15 @@ def open_scenario(source: str | Path) -> tuple[Scenario, str]:
 
 def from_python(path: Path) -> tuple[Scenario, str]:
     """The scenario that a Python file defines.  Extensions that it defines can be loaded by name."""
-    name = f"_uxk_scenario_{path.stem}"
+    scenarios = [value for value in vars(import_file(path, "scenario")).values() if isinstance(value, Scenario)]
+    if len(scenarios) != 1:
+        raise ConfigError(f"{path}: defines {len(scenarios)} scenarios, expected one")
+    return scenarios[0].validate(), path.read_text("utf-8")
+
+
+def import_file(path: Path, what: str) -> ModuleType:
+    """Runs a Python file as a module of its own; ``what`` it defines is part of its name.  :class:`ConfigError`."""
+    name = f"_uxk_{what}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: cannot be imported")
@@ -52,7 +61,4 @@ def from_python(path: Path) -> tuple[Scenario, str]:
         spec.loader.exec_module(module)
     except Exception as exc:
         raise ConfigError(f"{path}: {type(exc).__name__}: {exc}") from exc
-    scenarios = [value for value in vars(module).values() if isinstance(value, Scenario)]
-    if len(scenarios) != 1:
-        raise ConfigError(f"{path}: defines {len(scenarios)} scenarios, expected one")
-    return scenarios[0].validate(), path.read_text("utf-8")
+    return module

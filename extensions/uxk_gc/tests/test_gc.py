@@ -16,7 +16,7 @@ from uxk_gc.chooser import CHOOSERS, MARGIN, MARGIN_PLACEMENT, WARM_EPOCHS, Fadi
 from uxk_gc.miniatures import Costs, Miniatures
 from uxk_gc.search import EVERY, TRIAL_EPOCHS, Search, clamp
 
-PAGES, SEGMENT_BLOCKS = 16_384, 64
+PAGES = 16_384
 
 
 def teach(

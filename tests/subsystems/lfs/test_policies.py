@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from uxk.errors import ConfigError, ParamError
 from uxk.subsystems.lfs import policies
 from uxk.subsystems.lfs.geometry import Geometry
+from uxk.subsystems.lfs.miniature import Miniature, parse_policy
 from uxk.subsystems.lfs.policies import (
     DAC,
     ETI,
@@ -452,3 +454,11 @@ def test_random_numbers_stay_small() -> None:
     for _ in range(10_000):
         state = following(state)
     assert state == 399_268_537  # the check value of Park, Miller & Stockmeyer for 48,271
+
+
+@pytest.mark.parametrize("page", [-1, 64, 1 << 30])
+def test_a_miniature_refuses_pages_outside_it_before_it_writes(page: int) -> None:
+    volume = Miniature(64, 8, 150_000, 2, parse_policy("sepgc/greedy"))
+    with pytest.raises(ParamError, match=f"page {page}: the volume has pages 0 to 63"):
+        volume.run(np.array([1, page], np.int32))
+    assert volume.epoch().user == 0

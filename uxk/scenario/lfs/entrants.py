@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +14,7 @@ from uxk.core.modprobe_conf import ModprobeConfig
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, NoSuchModule
 from uxk.kernel.catalog import Catalog
+from uxk.scenario.find import import_file
 from uxk.scenario.model import Load
 from uxk.subsystems.lfs import policies
 
@@ -132,19 +131,9 @@ def own_policy(path: str) -> policies.Policy:
 
 
 def _imported(path: str) -> ModuleType:
-    name = f"_uxk_policy_{Path(path).stem}"
     if not Path(path).is_file():
         raise ConfigError(f"policy {path!r}: no such file", errno=2)
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"policy {path!r}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as exc:
-        raise ConfigError(f"policy {path!r}: {type(exc).__name__}: {exc}") from exc
-    return module
+    return import_file(Path(path), "policy")
 
 
 def _parts(module: ModuleType, path: str) -> tuple[type[policies.Placement] | None, type[policies.Selection] | None]:

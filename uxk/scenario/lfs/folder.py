@@ -148,11 +148,6 @@ def _write_lines(path: Path, values: list[Epoch] | list[HintRecord]) -> None:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def is_study(path: str | Path) -> bool:
-    """Whether a folder looks like a study's."""
-    return (Path(path) / "manifest.json").is_file() and (Path(path) / "results.json").is_file()
-
-
 def load_study(path: str | Path) -> StoredStudy:
     """Reads a study's folder.  Raises :class:`ConfigError` naming the file that is missing or wrong."""
     path = Path(path)

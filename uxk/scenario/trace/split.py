@@ -36,11 +36,6 @@ class Pages:
         """M: page writes."""
         return len(self.pages)
 
-    @property
-    def overwrite_factor(self) -> float:
-        """M / N: how often a page is written on average, the first time included."""
-        return self.user_writes / self.volume_pages
-
 
 def to_pages(trace: Trace, page_bytes: int = 4096, *, arrivals: bool = False, order: Order = "address") -> Pages:
     """The writes of a trace cut into pages; a page that is written in part counts as written.

@@ -7,9 +7,10 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from uxk.subsystems.lfs import codes as c
+
 VICTIMS_MAX: Final = 64
 """Segments in one hint."""
-ARGS_MAX: Final = 12
 NAME_MAX: Final = 64
 
 
@@ -21,7 +22,7 @@ class GcHint(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """
 
     policy: str = ""
-    """``placement/selection``, as :func:`uxk.subsystems.lfs.policies.lookup` knows them."""
+    """``placement/selection``, as :func:`uxk.subsystems.lfs.policy.parse_policy` knows them."""
     args: tuple[int, ...] = ()
     """The policy's parameters."""
     table: str = ""
@@ -43,7 +44,7 @@ def decode_hint(payload: bytes) -> GcHint | None:
         hint = _DECODER.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    lengths = len(hint.victims) <= VICTIMS_MAX and len(hint.args) <= ARGS_MAX
+    lengths = len(hint.victims) <= VICTIMS_MAX and len(hint.args) <= c.ARGS
     names = len(hint.policy) <= NAME_MAX and len(hint.table) <= NAME_MAX
     words = all(-(1 << 62) < number < 1 << 62 for number in (*hint.args, *hint.victims, hint.max_valid_blocks))
     return hint if lengths and names and words else None

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from uxk.limits import PPM
 from uxk.subsystems.lfs import codes as c
 from uxk.subsystems.lfs.fast.kernel import run
-from uxk.subsystems.lfs.fast.volume import Ints, Volume, Words, make_volume, set_policy, set_threshold
-from uxk.subsystems.lfs.policy import Policy, parse_policy
+from uxk.subsystems.lfs.fast.volume import Ints, Volume, Words, check_pages, make_volume, set_policy, set_threshold
+from uxk.subsystems.lfs.policy import LEARNED, Policy, parse_policy
 
-__all__ = ["Count", "Miniature", "Policy", "parse_policy"]
+__all__ = ["LEARNED", "Count", "Miniature", "Policy", "parse_policy"]
 
 
 class Count(NamedTuple):
@@ -63,7 +63,8 @@ class Miniature:
         return other
 
     def run(self, ops: Words) -> None:
-        """Writes pages in this order."""
+        """Writes pages in this order; :class:`ParamError`, before the first, if one is outside."""
+        check_pages(ops, int(self.volume.reg[c.PAGES]))
         run(*self.volume, ops, 0, len(ops))
 
     def epoch(self) -> Count:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 EXTENT_SHIFT: Final = 3
 """Neighbouring pages that stay together: 8, so that sequential runs look like such in the sample."""
-BUCKETS: Final = 1024
 SEGMENT_BLOCKS_MIN: Final = 16
 """Of a miniature's segments; smaller ones tell policies apart badly."""
 PAGES_MIN: Final = 8_192
@@ -43,7 +42,7 @@ def region_shift(pages: int) -> int:
 
 
 def buckets(pages: int, shift: int = EXTENT_SHIFT) -> npt.NDArray[np.int64]:
-    """Bucket of each page, 0 .. BUCKETS - 1: a multiplicative hash (Knuth) of its extent of ``1 << shift`` pages."""
+    """Bucket of each page, 0 to 1,023: a multiplicative hash (Knuth) of its extent of ``1 << shift`` pages."""
     extents = np.arange(pages, dtype=np.uint64) >> np.uint64(shift)
     mixed = (extents * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(54)
     return mixed.astype(np.int64)

@@ -22,13 +22,13 @@ from uxk.subsystems.lfs.data import SEGMENTS, STATE, WRITES, segment_rows
 from uxk.subsystems.lfs.fast import pools
 from uxk.subsystems.lfs.fast.debt import run_debt
 from uxk.subsystems.lfs.fast.kernel import run
-from uxk.subsystems.lfs.fast.volume import Volume, Words, make_volume, set_policy
+from uxk.subsystems.lfs.fast.volume import Volume, Words, check_pages, make_volume, set_policy
 from uxk.subsystems.lfs.figures import Epoch, figures
 from uxk.subsystems.lfs.hint import decode_hint
 from uxk.subsystems.lfs.miniature import Count, Miniature
 from uxk.subsystems.lfs.params import LfsParams
 from uxk.subsystems.lfs.policy import Policy, parse_policy
-from uxk.subsystems.lfs.sample import BUCKETS, make_sample
+from uxk.subsystems.lfs.sample import make_sample
 from uxk.subsystems.lfs.thresholds import Thresholds, most_gp_ppm
 from uxk.uapi.entries import Hint
 from uxk.uapi.ml import OVERRIDES
@@ -52,6 +52,7 @@ class Lfs:
         self.params, self.name, self.fill = params, name, fill
         self.ops: Words = np.ascontiguousarray(ops, np.int32)
         self.pages = pages or int(ops.max()) + 1
+        check_pages(self.ops, self.pages)
         self.default = parse_policy(params.default)
         self.sample = make_sample(self.pages, params.segment_blocks, params.sample_ratio)
         self.epochs: list[Epoch] = []
@@ -155,7 +156,7 @@ class Lfs:
         before, self._counted = self._counted, Count(int(reg[c.NOW]), int(reg[c.MOVED]))
         written = Count(self._counted.user - before.user, self._counted.moved - before.moved)
         default, hinted = self._shadow.epoch(), self._follower.epoch()
-        policy, share_ppm = self._policy, self._share_before * PPM // BUCKETS
+        policy, share_ppm = self._policy, self._share_before * PPM // c.BUCKETS
         self.epochs.append(Epoch(
             self.site.mode, share_ppm, written, default, hinted, "" if policy is None else policy.name,
             () if policy is None else policy.args,
@@ -223,14 +224,14 @@ class Lfs:
         A pool has its own open segments, whose garbage cannot be cleaned.  In one of few segments they cost more than
         any advice can save, so that a share too small for a pool is left to the miniatures alone.
         """
-        share = BUCKETS * self.site.share_ppm // PPM if self._policy is not None else 0
+        share = c.BUCKETS * self.site.share_ppm // PPM if self._policy is not None else 0
         least = SEGMENTS_PER_LOG * self.params.logs * self.params.segment_blocks
-        if share < BUCKETS and self.pages * share < least * BUCKETS:
+        if share < c.BUCKETS and self.pages * share < least * c.BUCKETS:
             share = 0
         pools.share(self.volume, share, warm=self._policy is not None)
         if share != self._share_before:
-            if share in (0, BUCKETS):  # one pool takes everything over, so that no block moves for its name alone
-                pools.adopt(self.volume, int(share == BUCKETS))
+            if share in (0, c.BUCKETS):  # one pool takes everything over, so that no block moves for its name alone
+                pools.adopt(self.volume, int(share == c.BUCKETS))
             self._share_before = share
 
     def _take_victims(self, now_ns: int) -> None:

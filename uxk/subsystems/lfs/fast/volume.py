@@ -14,7 +14,17 @@ from uxk.subsystems.lfs.fast.arrays import Ints, Words
 from uxk.subsystems.lfs.fast.rare import rare_reset, rebuild
 from uxk.subsystems.lfs.sample import buckets, region_shift
 
-__all__ = ["Ints", "Volume", "Words", "make_volume", "registers", "segments_needed", "set_policy", "set_threshold"]
+__all__ = [
+    "Ints",
+    "Volume",
+    "Words",
+    "check_pages",
+    "make_volume",
+    "registers",
+    "segments_needed",
+    "set_policy",
+    "set_threshold",
+]
 
 KEEP_B = frozenset({
     c.NOSEP, c.SEPGC, c.DAC, c.SEPBIT, c.FADAC, c.MIDA, c.RATE, c.STREAM, c.FK, c.FKG,
@@ -74,6 +84,13 @@ def make_volume(
     if pools == 2:
         reg[2 * c.REGISTERS + c.INDEX] = 1
     return Volume(reg, page, seg, owner, np.zeros(1, np.int64) if aux is None else aux)
+
+
+def check_pages(ops: Words, pages: int) -> None:
+    """Raises :class:`ParamError` for a write outside a volume: the batch kernel looks at no bounds."""
+    if len(ops) and not 0 <= ops.min() <= ops.max() < pages:
+        bad = ops.min() if ops.min() < 0 else ops.max()
+        raise ParamError(f"page {bad}: the volume has pages 0 to {pages - 1}")
 
 
 def registers(volume: Volume, pool: int = 0) -> Ints:
