@@ -45,6 +45,7 @@ def roundtrip(depth: int) -> Case:
         [
             Contender("uxk", partial(uxk_side.roundtrip, depth)),
             Contender("uxk peers", partial(uxk_side.roundtrip_peers, depth), "extension to extension: two queue pairs"),
+            Contender("uxk peers, ctx.queue", partial(uxk_side.roundtrip_queue, depth), "the same, answers in batches"),
             Contender("trio channels", partial(others.trio_roundtrip, depth)),
             Contender("asyncio.Queue", partial(others.asyncio_roundtrip, depth)),
             Contender("SimPy Store", partial(others.simpy_roundtrip, depth)),

@@ -70,6 +70,32 @@ class Client(uxk.Extension):
             self.ctx.complete(self.order)
 
 
+class Queued(Client):
+    """As ``Client``, through a submission queue: answers come a batch at a time."""
+
+    manifest = uxk.Manifest(name="bench-queued", binds=(uxk.Bind({"module": "bench-echo"}),), budget=_BUDGET)
+
+    def on_batch(self, ctx: uxk.Context, requests: Sequence[uxk.Request]) -> None:
+        self.order = requests[0]
+        self.left = self.order.length
+        self.unsent = self.left - self.order.offset
+        self.ctx = ctx
+        self.queue = ctx.queue(self.cap, self.on_answers)
+        for _ in range(self.order.offset):
+            self.queue.submit(uxk.Op.CALL, payload=PAYLOAD)
+
+    def on_answers(self, completions: list[uxk.Completion]) -> None:
+        self.left -= len(completions)
+        if self.unsent > 0:
+            again = min(len(completions), self.unsent)
+            self.unsent -= again
+            submit = self.queue.submit
+            for _ in range(again):
+                submit(uxk.Op.CALL, payload=PAYLOAD)
+        elif self.left == 0:
+            self.ctx.complete(self.order)
+
+
 def _kernel() -> uxk.Kernel:
     kernel = uxk.Kernel(seed=1)
     # All of it happens at one instant of virtual time, which the livelock check is there to end.
@@ -143,11 +169,11 @@ def oneway_events(batch: int, count: int) -> tuple[int, int]:
     return trio.run(_events, batch, count)
 
 
-async def _peers(depth: int, count: int) -> tuple[int, int]:
+async def _peers(client_class: type[uxk.Extension], depth: int, count: int) -> tuple[int, int]:
     count = max(count, depth)
     async with _kernel() as kernel:
         echo = await kernel.insmod(Echo)
-        client = await kernel.insmod(Client)
+        client = await kernel.insmod(client_class)
         began_ns = perf_counter_ns()
         await client.submit(offset=depth, length=count)
         took_ns = perf_counter_ns() - began_ns
@@ -157,7 +183,12 @@ async def _peers(depth: int, count: int) -> tuple[int, int]:
 
 def roundtrip_peers(depth: int, count: int) -> tuple[int, int]:
     """One extension's ``ctx.submit(...).then(...)`` to another's device, through the kernel: two queue pairs."""
-    return trio.run(_peers, depth, count)
+    return trio.run(_peers, Client, depth, count)
+
+
+def roundtrip_queue(depth: int, count: int) -> tuple[int, int]:
+    """The same through ``ctx.queue``, whose answers come a batch at a time."""
+    return trio.run(_peers, Queued, depth, count)
 
 
 async def _sleepers(sleepers: int, count: int) -> tuple[int, int]:

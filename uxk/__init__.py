@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from uxk.module import Extension as Extension
     from uxk.scenario.model import Scenario as Scenario
     from uxk.scenario.run import run as run
+    from uxk.submission import SubmissionQueue as SubmissionQueue
     from uxk.uapi.action import ActionChange as ActionChange
     from uxk.uapi.entries import Completion as Completion
     from uxk.uapi.entries import Event as Event
@@ -62,10 +63,12 @@ if TYPE_CHECKING:
     from uxk.uapi.ml import ModeChange as ModeChange
     from uxk.uapi.ml import ModelCommand as ModelCommand
     from uxk.uapi.ml import ModelInfo as ModelInfo
+    from uxk.uapi.ml import SiteState as SiteState
+    from uxk.uapi.ml import decode_site as decode_site
     from uxk.uapi.rights import Rights as Rights
 
 _HOME: Final = {
-    "Context": "context", "Reply": "context",
+    "Context": "context", "Reply": "context", "SubmissionQueue": "submission",
     "BudgetError": "errors", "CapabilityError": "errors", "InUse": "errors", "ModuleError": "errors",
     "NoSuchModule": "errors", "ParamError": "errors", "ProbeError": "errors", "RequestError": "errors",
     "RingFull": "errors", "Stalled": "errors", "UsageError": "errors", "UxkError": "errors",
@@ -79,7 +82,7 @@ _HOME: Final = {
     "Params": "uapi.manifest", "RestartPolicy": "uapi.manifest", "Softdep": "uapi.manifest",
     "Watchdog": "uapi.manifest", "param": "uapi.manifest",
     "Feedback": "uapi.ml", "Mode": "uapi.ml", "ModeChange": "uapi.ml", "ModelCommand": "uapi.ml",
-    "ModelInfo": "uapi.ml", "Rights": "uapi.rights",
+    "ModelInfo": "uapi.ml", "SiteState": "uapi.ml", "decode_site": "uapi.ml", "Rights": "uapi.rights",
     "Scenario": "scenario.model", "run": "scenario.run",
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from uxk.core.events import EventHeap, EventId, nanoseconds
 from uxk.core.streams import RandomStreams
 from uxk.errors import BudgetError, CapabilityError, RequestError, RingFull, UsageError, errno_name
 from uxk.limits import I64_MAX, KMSG_TEXT_MAX_BYTES, TIMERS_PER_ACTOR_MAX
+from uxk.submission import SubmissionQueue
 from uxk.uapi import entries as e
 from uxk.uapi.ml import ModelCommand
 from uxk.uapi.rights import Rights
@@ -81,8 +82,9 @@ class Context:
     """One instance's handle on its kernel."""
 
     __slots__ = (
-        "_cid", "_clock", "_depth", "_inbox", "_inbox_event", "_map", "_now_ns", "_on_output", "_pending", "_raw",
-        "_replies", "_reply", "_timers", "_up", "device", "dropped_log_lines", "instance", "name", "random_streams",
+        "_cid", "_clock", "_depth", "_inbox", "_inbox_event", "_kick", "_map", "_now_ns", "_on_output", "_pending",
+        "_raw", "_replies", "_reply", "_timers", "_up", "device", "dropped_log_lines", "instance", "name",
+        "random_streams",
     )  # fmt: skip
 
     def __init__(self, name: str, instance: int, seed: int, depth: int, now_ns: int) -> None:
@@ -95,7 +97,7 @@ class Context:
         self.random_streams = RandomStreams(seed)
         self._depth = depth
         self._cid = 0
-        self._pending: dict[int, Reply] = {}
+        self._pending: dict[int, Reply | SubmissionQueue] = {}
         self._up: list[e.Entry] = []
         self._replies: list[e.Entry] = []
         self._reply = self._replies.append
@@ -103,6 +105,7 @@ class Context:
         self._raw: list[tuple[bool, bytes, int]] = []
         self._timers: EventHeap | None = None
         self._on_output: Callable[[], None] | None = None
+        self._kick: Callable[[], bool] | None = None
         self._inbox: list[e.Request] = []
         self._inbox_event: trio.Event | None = None
 
@@ -126,6 +129,12 @@ class Context:
             if payloads else [_Completion(request.cid) for request in requests]
         )  # fmt: skip
         self._replies += done
+        if self._on_output is not None:
+            self._on_output()
+
+    def complete_moved(self, requests: Sequence[e.Request]) -> None:
+        """Answers a whole batch with success, each with its own ``length`` as the result: a disk's reads and writes."""
+        self._replies += [_Completion(request.cid, 0, request.length) for request in requests]
         if self._on_output is not None:
             self._on_output()
 
@@ -280,10 +289,27 @@ class Context:
 
     def submit(
         self, cap: int, opcode: int = e.Op.CALL, payload: bytes = b"", *, offset: int = 0, length: int = 0,
-        region: int = 0, wait: bool = False,
+        region: int = 0, wait: bool = False, buffer: int = 0, flags: int = 0,
     ) -> Reply:  # fmt: skip
-        """Sends a request to the device that ``cap`` names."""
-        return self.command(lambda cid: e.Submit(cid, cap, opcode, payload, offset, length, region, wait))
+        """Sends a request to the device that ``cap`` names.
+
+        Its data are the payload, or lie in ``region``, an arena capability, from byte ``buffer`` on.
+        """
+        return self.command(
+            lambda cid: e.Submit(cid, cap, opcode, payload, offset, length, region, wait, buffer, flags)
+        )
+
+    def queue(self, cap: int, on_completions: Callable[[list[e.Completion]], object]) -> SubmissionQueue:
+        """For many requests to the device that ``cap`` names: answers come to one callback, a batch at a time."""
+        return SubmissionQueue(self, cap, on_completions)
+
+    def kick(self) -> bool:
+        """On the real clock, lets the kernel act on what is staged now, inside this call, if it sleeps.
+
+        For a ``run`` that has taken work from the world: answers that come at once are delivered before this returns.
+        Elsewhere it does nothing, what is staged leaves as ever.  Returns whether the kernel acted.
+        """
+        return self._kick is not None and self._kick()
 
     def derive(self, cap: int, to: str, rights: Rights, *, start: int = 0, length: int | None = None) -> Reply:
         """Hands (a part of) a capability to instance ``to``."""
@@ -419,6 +445,23 @@ class Context:
     def settle_action(self, action: int, *, keep: bool) -> Reply:
         """Asks to keep an action's value for good, which its KPI must justify (EAGAIN, EACCES); or takes it back."""
         return self.command(lambda cid: e.SettleAction(cid, action, keep))
+
+    # --- decisions of its own ---
+
+    def offer_site(
+        self, site: str, *, units: int = 1, schema: Sequence[tuple[str, str]] = (), rows_max: int = 1, **modes: int
+    ) -> Reply:
+        """Opens a decision site of this driver's for agents to advise: ``DEVICE.NAME``, of model ``DEVICE-NAME``."""
+        return self.command(lambda cid: e.OfferSite(cid, site, units, tuple(schema), rows_max, modes))
+
+    def end_epoch(
+        self, site: str, *, default_kpi: int = 0, hinted_kpi: int = 0, weight: int = 0, hinted_weight: int = 0,
+        rows: bytes = b"", refused: str = "",
+    ) -> Reply:  # fmt: skip
+        """Reports an epoch of a site of one's own; the answer's payload is a :class:`uxk.uapi.ml.SiteState`."""
+        return self.command(
+            lambda cid: e.EndEpoch(cid, site, default_kpi, hinted_kpi, weight, hinted_weight, rows, refused)
+        )
 
 
 class _Batches:

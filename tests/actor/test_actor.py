@@ -300,3 +300,59 @@ def test_raw_frames_must_be_bytes_and_a_number() -> None:
     for frame, count in (("text", 1), (None, 1), (b"x", "1"), (b"x", None)):
         with pytest.raises(TypeError):
             ctx.write_raw(frame, count)
+
+
+# --- submission queues ---
+
+
+def test_a_queue_stages_entries_and_gets_its_answers_in_batches() -> None:
+    got: list[list[e.Completion]] = []
+
+    def setup(self: Any, ctx: uxk.Context) -> None:
+        queue = ctx.queue(9, got.append)
+        for index in range(3):
+            assert queue.submit(uxk.Op.READ, 512 * index, 512, region=5, buffer=index, flags=7) == index + 1
+        assert (queue.room, queue.cap) == (5, 9)
+
+    actor = made(setup=setup)
+    assert ups(actor.output()) == [
+        e.Submit(index + 1, 9, 1, b"", 512 * index, 512, 5, False, index, 7) for index in range(3)
+    ]  # fmt: skip
+    actor.turn(5, [], down(e.Completion(2), e.Completion(1)))
+    actor.turn(6, [], down(e.Completion(2), e.Completion(3, 5)))  # 2 is stale
+    assert got == [[e.Completion(2), e.Completion(1)], [e.Completion(3, 5)]]
+    assert actor.ctx._pending == {}
+
+
+def test_a_queue_has_room_for_what_is_neither_staged_nor_outstanding() -> None:
+    def setup(self: Any, ctx: uxk.Context) -> None:
+        queue = ctx.queue(9, lambda batch: None)
+        for _ in range(7):
+            ctx.log("taken")
+        queue.submit(uxk.Op.READ)
+        assert queue.room == 0
+        with pytest.raises(uxk.RingFull, match="actor: 1 commands are outstanding, 8 staged, of 8"):
+            queue.submit(uxk.Op.READ)
+
+    actor = made(setup=setup)
+    assert actor.crash is None and len(ups(actor.output())) == 8
+
+
+def test_an_error_in_the_callback_of_a_queue_is_a_crash() -> None:
+    def setup(self: Any, ctx: uxk.Context) -> None:
+        ctx.queue(9, raiser(ValueError("boom"))).submit(uxk.Op.READ)
+
+    actor = made(setup=setup)
+    actor.output()
+    actor.turn(5, [], down(e.Completion(1)))
+    assert actor.crash is not None and (actor.crash.where, actor.crash.message) == ("turn", "boom")
+
+
+def test_without_a_kernel_that_can_be_kicked_nothing_happens() -> None:
+    kicks: list[bool] = []
+    actor = made(on_stop=lambda self, ctx, reason: kicks.append(ctx.kick()))
+    assert actor.ctx.kick() is False
+    actor.watch_output(None, lambda: True)
+    assert actor.ctx.kick() is True
+    actor.stop("bye")  # told outside turns
+    assert kicks == [False]

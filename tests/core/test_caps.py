@@ -34,6 +34,50 @@ def refused(number: int) -> Iterator[pytest.ExceptionInfo[CapabilityError]]:
     assert caught.value.errno == number
 
 
+def test_what_was_handed_over_is_known_until_it_is_revoked_and_what_was_lent_is_not() -> None:
+    table = CapTable()
+    mine = table.check(A, table.grant(A, "arena", "mem", Rights.ALL, length=100), "arena", RW)
+    assert table.handed(mine, B) is None
+    lent = table.lend(A, mine.id, B, RW)
+    assert (lent.holder, lent.start, lent.length) == (B, 0, 100) and table.handed(mine, B) is None
+    first, second = (table.derive(A, mine.id, B, RW, start=start) for start in (10, 20))
+    handed = table.handed(mine, B)
+    assert handed is not None and handed.id == second and table.alive(handed)
+    assert table.handed(mine, C) is None
+    table.derive(A, mine.id, A, RW)
+    assert table.handed(mine, A) is None  # its own, narrowed
+    table.revoke(first)
+    assert table.handed(mine, B) is handed
+    table.revoke(second)
+    assert table.handed(mine, B) is None and not table.alive(handed)
+    third = table.lookup(B, table.derive(A, mine.id, B, RW))
+    table.revoke(mine.id)
+    assert not table.alive(third) and not table.alive(lent) and table.handed(mine, B) is None
+    with refused(errno.ESTALE):
+        table.lend(A, mine.id, B, RW)
+
+
+def test_a_loan_needs_the_right_to_grant() -> None:
+    table = CapTable()
+    mine = table.grant(A, "arena", "mem", RW)
+    with refused(errno.EACCES):
+        table.lend(A, mine, B, Rights.READ)
+
+
+def test_a_peek_counts_nothing_and_raises_nothing() -> None:
+    table = CapTable()
+    cap = table.grant(A, "device", "disk0", Rights.SUBMIT)
+    found = table.peek(A, cap, "device", Rights.SUBMIT)
+    assert found is not None and found.id == cap
+    for holder, kind, right in ((B, "device", Rights.SUBMIT), (A, "lock", Rights.SUBMIT), (A, "device", Rights.READ)):
+        assert table.peek(holder, cap, kind, right) is None
+    assert table.peek(A, CapId(cap + 1), "device", Rights.SUBMIT) is None
+    assert table.statistics().denied == 0
+    assert table.find_exactly(A, "device", "disk0") is None  # a permission, not an open device
+    opened = table.narrow(A, cap, "disk0", Rights.SUBMIT)
+    assert table.find_exactly(A, "device", "disk0") == opened and table.find_exactly(B, "device", "disk0") is None
+
+
 def test_a_grant_allows_what_it_says_and_nothing_else() -> None:
     table = CapTable()
     cap = table.grant(A, "arena", "mem", RW, start=4096, length=100)

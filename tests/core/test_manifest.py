@@ -15,6 +15,7 @@ from uxk.core.manifest import (
     canonical,
     check_manifest,
     manifest_problems,
+    memory_bytes,
     parse_capability,
 )
 from uxk.core.suggest import did_you_mean, distance
@@ -103,6 +104,23 @@ def test_canonical() -> None:
     assert canonical("a-b_c-d") == "a_b_c_d"
 
 
+class Sizes(Params):
+    size: Annotated[int, param(ge=0, unit="bytes")] = 5000
+    grows: Annotated[int, param(unit="bytes", writable=True)] = 0
+    other: Annotated[int, param(unit="bytes")] = -5
+    count: int = 1
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"), [((), 100), (("size",), 100 + 8192), (("other",), 100), (("size", "other"), 100 + 8192)]
+)
+def test_memory_params_come_on_top_in_whole_pages(names: tuple[str, ...], wanted: int) -> None:
+    manifest = Manifest(name="m", params=Sizes, budget=Budget(memory_bytes=100, memory_params=names))
+    check_manifest(manifest, where="here")
+    assert memory_bytes(manifest, Sizes()) == wanted
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "0 characters"),
     ({"name": "x" * 56}, "expected 1 to 55"),
@@ -132,6 +150,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"binds": (Bind({"a": 1}),)}, "binds: Expected"),  # type: ignore[dict-item]
     ({"capabilities": ("kmgs:read",)}, "did you mean 'kmsg'"),
     ({"budget": Budget(memory_bytes=-1)}, "budget.memory_bytes is -1"),
+    ({"budget": Budget(memory_params=("sise",)), "params": Sizes}, "'sise' is no parameter (did you mean 'size'?)"),
+    (
+        {"budget": Budget(memory_params=("name",)), "params": Sizes},
+        "'name' is str without a unit, expected an int in bytes",
+    ),
+    (
+        {"budget": Budget(memory_params=("count",)), "params": Sizes},
+        "'count' is int without a unit, expected an int in bytes",
+    ),
+    ({"budget": Budget(memory_params=("grows",)), "params": Sizes}, "'grows' is writable; memory is granted once"),
+    ({"budget": Budget(memory_params=("size", "size")), "params": Sizes}, "a parameter is named twice"),
+    ({"budget": Budget(memory_params="size"), "params": Sizes}, "budget: Expected `array`"),  # type: ignore[arg-type]
     ({"budget": Budget(queue_depth=48)}, "expected a power of two"),
     ({"budget": Budget(queue_depth=1)}, "queue_depth is 1, expected 2 to 65536"),
     ({"budget": Budget(queue_depth=1 << 17)}, "queue_depth is 131072"),

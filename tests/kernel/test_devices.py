@@ -231,3 +231,95 @@ async def test_requests_for_a_device_reach_it_by_number() -> None:
             with pytest.raises(UxkError):
                 await disk.submit(b"?", device=device)
         assert (await disk.submit(b"?")).status == 0  # the kernel goes on
+
+
+# --- news of devices ---
+
+
+class Resizer(uxk.Extension):
+    """Gives its device, or another, the properties that a request lists; tells what it hears."""
+
+    manifest = uxk.Manifest(name="dev_resizer", driver_class="dev-sizes", capabilities=("device:*:submit",))
+
+    def on_batch(self, ctx: uxk.Context, requests: Sequence[uxk.Request]) -> None:
+        for request in requests:
+            word, _, rest = request.payload.decode().partition(" ")
+            if word == "open":
+                ctx.open_device(rest).then(Disk.answer(ctx, request))
+                continue
+            properties = dict(pair.split("=") for pair in rest.split())
+            ctx.add_device(word or ctx.device, **properties).then(Disk.answer(ctx, request))
+
+    def on_event(self, ctx: uxk.Context, event: uxk.Event) -> None:
+        ctx.log(f"{event.topic} {event.name} {event.value.decode()!r} {event.cap}")
+
+
+class Sized(uxk.Extension):
+    """Binds to devices of a size."""
+
+    manifest = uxk.Manifest(name="dev_sized", kind="ml-agent", binds=(uxk.Bind({"size": "*"}),))
+
+    def on_event(self, ctx: uxk.Context, event: uxk.Event) -> None:
+        ctx.log(f"{event.topic} {event.name} {event.value.decode()!r} {bool(event.cap)}")
+
+
+async def test_those_who_watch_hear_of_devices_before_their_clients_do() -> None:
+    _keep = [Resizer, Sized]
+    async with uxk.Kernel() as kernel:
+        heard: list[str] = []
+
+        def observe(device: Any, change: str) -> None:
+            heard.append(f"{change} {device.name} {device.properties.get('size', '-')} {len(device.bound)}")
+
+        kernel.devices.on_change.append(observe)
+        one = await kernel.modprobe("dev_resizer")
+        await kernel.modprobe("dev_sized")
+        other = await kernel.modprobe("dev_resizer", instance="dev_reader")
+        assert heard == ["add dev_resizer0 - 0", "add dev_reader - 0"]
+        opened = await other.submit(b"open dev_resizer0")
+        assert opened.payload == b"dev_resizer"  # whose it is
+        await one.submit(b" size=5")
+        await one.submit(b" size=5")  # nothing new
+        await one.submit(b"")  # nothing said
+        await one.submit(b" size=7 colour=red")
+        await one.submit(b"extra size=1")
+        await kernel.rmmod("dev_reader")
+        await kernel.rmmod("dev_sized")
+        await kernel.rmmod("dev_resizer")
+        assert heard[2:] == [
+            "change dev_resizer0 5 0", "change dev_resizer0 7 1", "add extra 1 0",
+            "remove dev_reader - 0", "remove dev_resizer0 7 0", "remove extra 1 0",
+        ]  # fmt: skip
+        sizes = ["CLASS=dev-sizes\\nMODULE=dev_resizer\\nNAME=dev_resizer0\\nSIZE=5"]
+        sizes += ["CLASS=dev-sizes\\nCOLOUR=red\\nMODULE=dev_resizer\\nNAME=dev_resizer0\\nSIZE=7"]
+        assert said(kernel, "dev_reader") == [f"device_change dev_resizer0 '{text}' {opened.result}" for text in sizes]
+        assert said(kernel, "dev_sized") == [
+            "device_add dev_resizer0 'dev-sizes' True",  # it fits now
+            f"device_change dev_resizer0 '{sizes[1]}' True",
+            "device_add extra 'dev-sizes' True",
+        ]
+
+
+async def test_properties_that_cannot_be_leave_a_device_as_it_was() -> None:
+    _keep = Resizer
+    async with uxk.Kernel() as kernel:
+        one = await kernel.modprobe("dev_resizer")
+        await one.submit(b" size=5")
+        long = " ".join(f"k{index}={'x' * 1000}" for index in range(5)).encode()
+        done = await one.submit(b" " + long, check=False)
+        assert done.status == errno.E2BIG
+        assert "SIZE=5" in kernel.sysfs.read("/sys/class/dev-sizes/dev_resizer0/uevent")
+        other = await kernel.modprobe("dev_resizer", instance="dev_reader")
+        assert (await other.submit(b"dev_resizer0 size=9", check=False)).status == errno.EEXIST
+
+
+async def test_a_device_keeps_its_properties_over_a_restart() -> None:
+    from uxk.testing.kernels import crash
+
+    _keep = Resizer
+    async with uxk.Kernel() as kernel:
+        one = await kernel.modprobe("dev_resizer")
+        await one.submit(b" size=5")
+        crash(kernel, "dev_resizer")
+        await kernel.sleep_ns(10 * MS)
+        assert kernel.devices.get("dev_resizer0").properties["size"] == "5"

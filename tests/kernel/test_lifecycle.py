@@ -51,10 +51,10 @@ def trace(kernel: uxk.Kernel) -> dict[str, Any]:
         "waiters": machine.tree.waiter_count, "caps": len(machine.caps), "arena": (arena.used_bytes, arena.regions),
         "locks": [(lock.name, lock.holders(), lock.waiters()) for lock in machine.locks.locks()],
         "lasting": machine.heap.lasting, "outstanding": machine.outstanding, "edges": machine.waits.edges(),
-        "pins": [cell.readers() for cell in machine.snapshots.cells()], "granted": loader._granted_bytes,
+        "pins": [cell.readers() for cell in machine.snapshots.cells()], "granted": machine.granted_bytes,
         "loading": dict(loader._loading),
         "life": [agent.name for agent in kernel.agents.values() if agent._life_timer is not None],
-        "forwarders": len(loader._services._forwarders), "dirty": dict(machine.dirty),
+        "forwarders": len(loader._services.forwarders), "dirty": dict(machine.dirty),
         "followers": len(machine.kmsg._followers), "goals": len(kernel.dispatcher._goals),
     }  # fmt: skip
 

@@ -14,11 +14,12 @@ import msgspec
 import trio
 
 from uxk import limits
-from uxk.context import Context
+from uxk.context import Context, Reply
 from uxk.core.codec import Frame, completion_codec, down_codec, frames_of
 from uxk.core.params import with_param
 from uxk.errors import ProtocolError
 from uxk.module import Extension, overrides
+from uxk.submission import SubmissionQueue
 from uxk.uapi import entries as e
 
 _ENTRIES_MAX: Final = limits.ENTRY_MAX_COUNT
@@ -128,12 +129,14 @@ class Actor:
         try:
             if ctx._replies:
                 replies = frames_of(ctx._replies)
+                ctx._replies.clear()
             if ctx._up:
                 up = frames_of(ctx._up)
+                ctx._up.clear()
         except Exception as exc:  # a value that no message can hold
             self._record("encode", exc)
-        ctx._replies.clear()
-        ctx._up.clear()
+            ctx._replies.clear()
+            ctx._up.clear()
         if ctx._raw:
             raw, ctx._raw = ctx._raw, []
             replies = [*replies, *((frame, count) for to_up, frame, count in raw if not to_up)]
@@ -145,6 +148,7 @@ class Actor:
 
     def stop(self, reason: str) -> None:
         """Tells the extension that it is going."""
+        self.ctx._kick = None  # it is told outside turns: a kick would have it called while it is being called
         if self._extension is not None and self.crash is None:
             with self._contained("on_stop"):
                 self._extension.on_stop(self.ctx, reason)
@@ -152,11 +156,31 @@ class Actor:
     # --- delivery ---
 
     def _on_answers(self, frame: bytes) -> None:
-        pending = self.ctx._pending
-        for completion in completion_codec.decode(frame, _ENTRIES_MAX)[0]:
-            reply = pending.pop(completion.cid, None)
-            if reply is not None:
-                reply.resolve(completion)
+        pop = self.ctx._pending.pop
+        completions = completion_codec.decode(frame, _ENTRIES_MAX)[0]
+        waiting = [pop(completion.cid, None) for completion in completions]
+        first = waiting[0]
+        if type(first) is SubmissionQueue and (len(waiting) == 1 or waiting.count(first) == len(waiting)):  # mostly
+            first.on_completions(completions)
+            return
+        if len(waiting) == 1:
+            if type(first) is Reply:
+                first.resolve(completions[0])
+            return
+        group: list[e.Completion] = []
+        queue: SubmissionQueue | None = None
+        for who, completion in zip(waiting, completions, strict=True):
+            if group and who is not queue:
+                assert queue is not None
+                queue.on_completions(group)
+                group = []
+            if isinstance(who, SubmissionQueue):
+                queue = who
+                group.append(completion)
+            elif who is not None:
+                who.resolve(completion)
+        if group and queue is not None:
+            queue.on_completions(group)
 
     def _on_down(self, frame: bytes) -> None:
         requests = down_codec.decode_usual(frame, _ENTRIES_MAX)
@@ -217,9 +241,13 @@ class Actor:
         """Lets a task that runs outside turns see the present time: the world may wake it at any."""
         self.ctx._clock = clock
 
-    def watch_output(self, callback: Callable[[], None] | None) -> None:
-        """``callback()`` whenever something is staged: for output made outside turns, by ``run``."""
+    def watch_output(self, callback: Callable[[], None] | None, kick: Callable[[], bool] | None = None) -> None:
+        """``callback()`` whenever something is staged: for output made outside turns, by ``run``.
+
+        ``kick()`` has it taken at once, where that can be.
+        """
         self.ctx._on_output = callback
+        self.ctx._kick = kick
 
 
 def _described(exc: BaseException) -> tuple[str, str]:

@@ -67,7 +67,7 @@ def modinfo_fields(info: ModuleInfo) -> Iterator[tuple[str, str]]:
     for capability in info.capabilities:
         yield "capability", clean(capability)
     yield "placement", info.placement
-    yield "memory", f"{info.memory_bytes} bytes"
+    yield "memory", " + ".join((f"{info.memory_bytes} bytes", *info.memory_params))
     yield "queue_depth", str(info.queue_depth)
     for parameter in info.parameters:
         yield "parm", clean(parm_text(parameter))

@@ -17,7 +17,8 @@ REASONS_MAX: Final = 64
 
 _COUNTED: Final = (
     "requests", "completed", "failed", "timeouts", "submitted", "crossings", "turns", "cpu_ns", "declared_ns",
-    "throttled", "hints", "log_lines", "log_suppressed", "faults", "restarts", "deferred",
+    "throttled", "hints", "log_lines", "log_suppressed", "faults", "restarts", "deferred", "read_bytes",
+    "written_bytes", "io_read_bytes", "io_written_bytes",
 )  # fmt: skip
 _FROM_RINGS: Final = ("messages_in", "messages_out", "bytes_in", "bytes_out", "batches_in", "batches_out", "charged_ns")
 _HELD: Final = ("arena_bytes", "snapshot_bytes", "queue_slots", "locks", "pins", "devices", "files")
@@ -40,6 +41,7 @@ class Account:
         self.requests = self.completed = self.failed = self.timeouts = self.submitted = 0
         self.crossings = self.turns = self.cpu_ns = self.declared_ns = self.throttled = self.hints = 0
         self.log_lines = self.log_suppressed = self.faults = self.restarts = self.deferred = 0
+        self.read_bytes = self.written_bytes = self.io_read_bytes = self.io_written_bytes = 0
         self.arena_bytes = self.snapshot_bytes = self.queue_slots = self.locks = self.pins = self.devices = (
             self.files
         ) = 0

@@ -26,7 +26,8 @@ class Capability:
     """One capability; made, changed and deleted by :class:`CapTable` only."""
 
     __slots__ = (
-        "_bits", "_children", "_parent", "depth", "holder", "id", "kind", "length", "rights", "start", "target",
+        "_bits", "_children", "_handed", "_parent", "depth", "holder", "id", "kind", "length", "rights", "start",
+        "target",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,8 @@ class Capability:
         self._bits = int(rights)
         self._parent = parent
         self._children: dict[CapId, Capability] | None = None
+        self._handed: dict[InstanceId, Capability] | None = None
+        """What its holder has given to others for good, the newest for each."""
 
     def __repr__(self) -> str:
         return f"<Capability {self.id} of instance {self.holder}: {self.kind}:{self.target} {self.rights!r}>"
@@ -125,10 +128,23 @@ class CapTable:
         Raises :class:`CapabilityError` as :meth:`check` does, and EMFILE if ``to`` holds too many, EMLINK for
         a chain deeper than ``CAP_DEPTH_MAX``; :class:`UsageError` (EINVAL) for no or unknown rights.
         """
+        parent = self._grantable(holder, cap)
+        made = self._derive(parent, to, rights, start, length, target)
+        if to != holder:
+            if parent._handed is None:
+                parent._handed = {}
+            parent._handed[to] = self._caps[made]
+        return made
+
+    def lend(self, holder: InstanceId, cap: CapId, to: InstanceId, rights: Rights) -> Capability:
+        """As :meth:`derive`, all of it, for a while: :meth:`handed` does not know it."""
+        return self._caps[self._derive(self._grantable(holder, cap), to, rights, 0, None, None)]
+
+    def _grantable(self, holder: InstanceId, cap: CapId) -> Capability:
         parent = self.lookup(holder, cap)
         if not parent._bits & _GRANT:
             raise self._deny(f"{parent!r}: deriving for others needs the right GRANT")
-        return self._derive(parent, to, rights, start, length, target)
+        return parent
 
     def narrow(
         self, holder: InstanceId, cap: CapId, target: str, rights: Rights, *, start: int = 0, length: int | None = None
@@ -206,11 +222,33 @@ class CapTable:
             raise self._unknown(holder, cap)
         return found
 
+    def peek(self, holder: InstanceId, cap: CapId, kind: str, right: Rights) -> Capability | None:
+        """As :meth:`check` without bytes, but None, and nothing counted, where that would raise."""
+        found = self._caps.get(cap)
+        if found is None or found.holder != holder or found.kind != kind or right._value_ & ~found._bits:
+            return None
+        return found
+
+    def alive(self, cap: Capability) -> bool:
+        """Whether nobody has revoked it."""
+        return cap.id in self._caps
+
+    def handed(self, cap: Capability, to: InstanceId) -> Capability | None:
+        """What was derived from ``cap`` for ``to`` last and is not revoked."""
+        return None if cap._handed is None else cap._handed.get(to)
+
     def find(self, holder: InstanceId, kind: str, target: str, right: Rights) -> CapId | None:
         """The holder's oldest capability that covers ``target`` with all of ``right``; None if there is none."""
         bits = int(right)
         for cap, found in self._by_holder.get(holder, {}).items():
             if found.kind == kind and not bits & ~found._bits and covers(found.target, target):
+                return cap
+        return None
+
+    def find_exactly(self, holder: InstanceId, kind: str, target: str) -> CapId | None:
+        """The holder's oldest derived capability on exactly this target; None if there is none."""
+        for cap, found in self._by_target.get((kind, target), {}).items():
+            if found.holder == holder and found.depth:
                 return cap
         return None
 
@@ -267,6 +305,8 @@ class CapTable:
         parent = root._parent
         if parent is not None and parent._children is not None:
             del parent._children[root.id]
+            if parent._handed is not None and parent._handed.get(root.holder) is root:
+                del parent._handed[root.holder]
         doomed = [root]
         count = 0
         while doomed:
@@ -274,6 +314,7 @@ class CapTable:
             if each._children is not None:
                 doomed.extend(each._children.values())
                 each._children = None
+            each._handed = None
             each._parent = None  # no cycle of references is left behind
             del self._caps[each.id]
             if each.kind in self.on_delete:

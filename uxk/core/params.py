@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 from msgspec import inspect as mi
@@ -155,7 +156,14 @@ def _factor(suffix: str, unit: str) -> int:
     raise ValueError(f"unknown unit {suffix!r}{did_you_mean(suffix, units)}")
 
 
+_known: Final[WeakKeyDictionary[type[Params], dict[str, _Spec]]] = WeakKeyDictionary()
+"""What classes were found to declare: looking costs 20 ms for a driver with fifty parameters."""
+
+
 def _specs(module: str, cls: type[Params]) -> dict[str, _Spec]:
+    known = _known.get(cls)
+    if known is not None:
+        return known
     specs: dict[str, _Spec] = {}
     place = f"class {cls.__name__}"
     try:  # annotations and default factories are the author's: they may raise anything
@@ -165,6 +173,7 @@ def _specs(module: str, cls: type[Params]) -> dict[str, _Spec]:
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         raise ParamError(f"{module}: {place} cannot be read: {text}") from error
+    _known[cls] = specs
     return specs
 
 

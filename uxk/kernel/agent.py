@@ -7,21 +7,21 @@ is their manifest; what a message *means* is decided by the services (services.p
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uxk import limits
 from uxk.actor.actor import Crash, Output
 from uxk.core.events import EventId
 from uxk.core.lifecycle import ModuleState
-from uxk.core.manifest import canonical
+from uxk.core.manifest import canonical, memory_bytes
 from uxk.core.ratelimit import RateLimit, TokenBucket
 from uxk.core.restart import Restarter
 from uxk.core.waitfor import Node
 from uxk.errors import errno_name
 from uxk.kernel.machine import Machine
 from uxk.kernel.pace import Pace
-from uxk.kernel.ports import Port
+from uxk.kernel.ports import OnCompletions, Port
 from uxk.kernel.queues import NO_PONGS, NO_REPLIES, NO_UPS, NOTHING, Queues
 from uxk.kernel.requests import RequestTable
 from uxk.kernel.seconds import cpu_ns
@@ -42,9 +42,9 @@ class KernelAgent:
         "_bell", "_last_port", "_life_timer", "_pace", "_ports", "_wake_event", "account", "attributes", "chardevs",
         "commands", "complaint_limit", "deps", "device_name", "devices", "extension_class", "held_back",
         "hint_bucket", "host", "id", "incarnation", "kept_regions", "kmsg_cancel", "log_limit", "machine",
-        "manifest", "name", "node", "on_crash", "on_exit", "on_failed", "on_live", "on_pong", "on_ready", "on_up",
-        "params", "pings_unanswered", "queue_cap", "queues", "ready", "regions", "requests", "restarter", "state",
-        "users",
+        "manifest", "memory_bytes", "name", "node", "on_crash", "on_exit", "on_failed", "on_live", "on_pong",
+        "on_ready", "on_up", "params", "pings_unanswered", "queue_cap", "queues", "ready", "regions", "requests",
+        "restarter", "state", "users",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,8 @@ class KernelAgent:
         self.extension_class = cls
         self.manifest = manifest
         self.params = params
+        self.memory_bytes = memory_bytes(manifest, params)
+        """Arena memory that it may hold."""
         own = name == canonical(manifest.name)
         self.device_name = f"{name}0" if own else name
         """Its own device: ``null0`` for the module's own instance, the instance's name for a further one."""
@@ -93,7 +95,7 @@ class KernelAgent:
         """Whether it waits for its turn because it is busy or has used up its share."""
         self._wake_event: tuple[int, EventId] | None = None
         self._life_timer: EventId | None = None
-        self.on_up: Callable[[KernelAgent, Up], None] = _nothing
+        self.on_up: Callable[[KernelAgent, Sequence[Up]], None] = _nothing
         self.on_crash: Callable[[KernelAgent, Crash], None] = _nothing
         self.on_ready: Callable[[], None] = _nothing
         self.on_exit: Callable[[], None] = _nothing
@@ -107,9 +109,7 @@ class KernelAgent:
 
     # --- ports ---
 
-    def open_port(
-        self, client: str, on_completions: Callable[[list[Completion]], None], *, tagged: bool = False
-    ) -> Port:
+    def open_port(self, client: str, on_completions: OnCompletions, *, tagged: bool = False) -> Port:
         """A new client's connection; with ``tagged`` its requests carry its number."""
         self._last_port += 1
         port = self._ports[self._last_port] = Port(self, self._last_port, client, on_completions, tagged=tagged)
@@ -171,6 +171,31 @@ class KernelAgent:
         self.commands.add(cid)
         self.machine.outstanding += 1
 
+    def answer_batch(self, answers: list[Completion]) -> None:
+        """Answers several commands; the completions are the caller's no more."""
+        commands = self.commands
+        before = len(commands)
+        if len(answers) == 1:
+            commands.discard(answers[0].cid)
+        else:
+            commands.difference_update([answer.cid for answer in answers])
+        self.machine.outstanding -= before - len(commands)
+        if self.host is None:
+            return
+        staged = self.queues.staged_answers
+        room = max(0, self.queues.answers.depth - len(staged))
+        if len(answers) > room:
+            self.account.reject("cq_overflow", len(answers) - room)
+            answers = answers[:room]
+        if answers:
+            staged += answers
+            self.wake()
+
+    def defer_batch(self, cids: Collection[int]) -> None:
+        """As :meth:`defer`, for different commands none of which is outstanding."""
+        self.commands.update(cids)
+        self.machine.outstanding += len(cids)
+
     def wake(self, _: object = None) -> None:
         """Rings the doorbell, if the instance sleeps (NEED_WAKEUP): it is runnable from now on."""
         bell = self._bell
@@ -206,13 +231,15 @@ class KernelAgent:
             account.crossings += 1
         if host.runs:
             machine.settle_needed = True
+            if not host.ended:  # what it staged in this turn has been taken with it
+                machine.dirty.pop(self.id, None)
         self._take(output, spent_ns, charged_before_ns)
 
     def collect(self) -> None:
         """Takes what the extension's Trio task staged outside turns."""
         host = self.host
         if host is not None:
-            self._take(host.collect(), 0, self.account.charged_ns)
+            self._take(host.collect(), 0, self.account.charged_ns if self._pace.charged else 0)
             if host is self.host and host.ended:
                 self.on_exit()
 
@@ -282,10 +309,8 @@ class KernelAgent:
             self.requests.on_replies(replies)
         for pong in pongs:
             self.on_pong(pong.number)
-        for entry in ups:
-            if self.incarnation != incarnation:  # something of the above has ended it: the dead are not heard
-                return
-            self.on_up(self, entry)
+        if ups and self.incarnation == incarnation:  # else something of the above has ended it
+            self.on_up(self, ups)
 
     def _arm_wake(self, output: Output) -> None:
         """Schedules the extension's next timer."""

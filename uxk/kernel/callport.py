@@ -17,13 +17,18 @@ _decode: Final = msgspec.msgpack.Decoder(Submit).decode
 
 def checked_copy(request: Request, where: str) -> Request:
     """A copy of a user's request, checked as an extension's would be.  UsageError for one that cannot be."""
-    entry = Submit(0, request.device, request.opcode, request.payload, request.offset, request.length, request.region)
+    entry = Submit(
+        0, request.device, request.opcode, request.payload, request.offset, request.length, request.region, False,
+        request.buffer, request.flags,
+    )  # fmt: skip
     try:
         entry = _decode(_encode(entry))
         device = msgspec.convert(entry.cap, U31)
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError) as exc:
         raise UsageError(f"{where}: {str(request)[:200]}: {exc}") from None
-    return Request(0, entry.opcode, entry.payload, entry.offset, entry.length, entry.region, 0, device)
+    return Request(
+        0, entry.opcode, entry.payload, entry.offset, entry.length, entry.region, 0, device, entry.buffer, entry.flags
+    )  # fmt: skip
 
 
 class CallPort:

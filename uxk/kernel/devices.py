@@ -6,8 +6,8 @@ A class comes into being with its first device and goes with its last; the kerne
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from uxk import limits
 from uxk.core.bind import matches
@@ -15,6 +15,7 @@ from uxk.core.manifest import name_problem
 from uxk.core.tree import Attribute, attribute_table
 from uxk.errors import CapabilityError, UsageError
 from uxk.kernel.machine import Machine
+from uxk.kernel.ports import DevicePort, Gate
 from uxk.uapi.ids import CapId
 from uxk.uapi.rights import Rights
 
@@ -22,16 +23,25 @@ if TYPE_CHECKING:
     from uxk.kernel.agent import KernelAgent
 
 
+Change: TypeAlias = Literal["add", "change", "remove"]
+Observer: TypeAlias = "Callable[[Device, Change], None]"
+
+
 class Device:
     """One device: where requests go."""
 
-    __slots__ = ("agent", "bound", "name", "number", "properties")
+    __slots__ = ("agent", "bound", "gate", "name", "number", "openers", "properties", "removed")
 
     def __init__(self, name: str, agent: KernelAgent, number: int, properties: Mapping[str, str]) -> None:
         self.name = name
         self.number = number
         self.agent = agent
         self.properties = dict(properties)
+        self.gate: Gate = agent
+        """Where ports to it are opened: its driver's agent, unless a layer stands in between."""
+        self.removed = False
+        self.openers: list[DevicePort] = []
+        """Ports of named clients in the kernel."""
         self.bound: dict[str, CapId] = {}
         """Instances that bind rules have attached, in order, and what they were given."""
 
@@ -64,13 +74,23 @@ def _uevent(device: Device) -> str:
     return "\n".join(lines)
 
 
+def _inflight(device: Device) -> str:
+    """As the layer before it counts, if there is one: a disk tells reads from writes."""
+    return str(getattr(device.gate, "inflight", device.agent.account.inflight))
+
+
 _DEVICE_ATTRIBUTES: Final = attribute_table(
     Attribute("uevent", show=_uevent),
     Attribute("state", show=lambda device: device.agent.requests.door.value),
-    Attribute("inflight", show=lambda device: str(device.agent.account.inflight)),
+    Attribute("inflight", show=_inflight),
     Attribute("bound", show=lambda device: " ".join(device.bound)),
     Attribute("driver", show=lambda device: device.agent.manifest.name),
 )
+
+
+def _with_fixed(agent: KernelAgent, name: str, properties: Mapping[str, str]) -> dict[str, str]:
+    manifest = agent.manifest
+    return {**properties, "class": manifest.driver_class, "module": manifest.name, "name": name}
 
 
 class DeviceRegistry:
@@ -80,9 +100,11 @@ class DeviceRegistry:
         self._machine = machine
         self._agents = agents
         self.devices: dict[str, Device] = {}
+        self.on_change: list[Observer] = []
+        """Called with a device and what has become of it, before its clients are told."""
 
     def add(self, agent: KernelAgent, name: str, properties: Mapping[str, str]) -> Device:
-        """Registers a device; the same instance may register its own again after a restart.
+        """Registers a device.  One of the instance's own that is there already gets these properties instead.
 
         Raises :class:`UsageError`: EINVAL for a bad name, EEXIST for another's, ENOSPC over the limit.
         """
@@ -91,14 +113,15 @@ class DeviceRegistry:
             raise UsageError(f"device: {problem}")
         known = self.devices.get(name)
         if known is not None:
-            if known.agent is agent:
-                return known
-            raise UsageError(f"device {name!r} belongs to {known.agent.name}", errno=errno.EEXIST)
+            if known.agent is not agent:
+                raise UsageError(f"device {name!r} belongs to {known.agent.name}", errno=errno.EEXIST)
+            if properties:  # without any it keeps what it has, over a restart for instance
+                self._change(known, properties)
+            return known
         if len(agent.devices) >= limits.DEVICES_PER_INSTANCE_MAX:
             raise UsageError(f"{agent.name}: {limits.DEVICES_PER_INSTANCE_MAX} devices at most", errno=errno.ENOSPC)
-        fixed = {"class": agent.manifest.driver_class, "module": agent.manifest.name, "name": name}
         number = 0 if name == agent.device_name else 1 + max((d.number for d in agent.devices.values()), default=0)
-        device = Device(name, agent, number, {**properties, **fixed})
+        device = Device(name, agent, number, _with_fixed(agent, name, properties))
         _check_uevent(device)
         tree = self._machine.tree
         tree.add(device.path, device, _DEVICE_ATTRIBUTES)
@@ -107,9 +130,39 @@ class DeviceRegistry:
         self.devices[name] = agent.devices[name] = device
         agent.account.devices += 1
         self._machine.log("info", agent.name, f"device {name} of class {device.driver_class}", device=name)
+        self._tell(device, "add")
         for other in [other for other in self._agents.values() if other.manifest.binds]:
             self._bind(other, device)
         return device
+
+    def _change(self, device: Device, properties: Mapping[str, str]) -> None:
+        """New properties, all of them: tells observers, those bound to the device, and those who have opened it."""
+        before = device.properties
+        after = _with_fixed(device.agent, device.name, properties)
+        if after == before:
+            return
+        device.properties = after
+        try:
+            _check_uevent(device)
+        except UsageError:
+            device.properties = before
+            raise
+        self._machine.tree.notify(f"{device.path}/uevent")
+        self._tell(device, "change")
+        value, caps = _uevent(device).encode(), self._machine.caps
+        openers = set(caps.holders("device", device.name))
+        for other in list(self._agents.values()):
+            if other.name in device.bound:
+                other.event("device_change", device.name, value, device.bound[other.name])
+            elif other.id in openers:
+                cap = caps.find_exactly(other.id, "device", device.name)
+                other.event("device_change", device.name, value, cap or 0)
+            elif other.manifest.binds:
+                self._bind(other, device)
+
+    def _tell(self, device: Device, change: Change) -> None:
+        for observer in list(self.on_change):
+            observer(device, change)
 
     def remove(self, device: Device) -> None:
         """Takes a device away: capabilities on it are revoked, those bound to it are told."""
@@ -117,6 +170,8 @@ class DeviceRegistry:
         agent = device.agent
         del self.devices[device.name], agent.devices[device.name]
         agent.account.devices -= 1
+        device.removed = True
+        self._tell(device, "remove")
         machine.caps.revoke_target("device", device.name, derived_only=True)
         for cap in device.bound.values():
             machine.caps.revoke(cap)

@@ -7,7 +7,7 @@ runnable and no Trio task that the kernel woke is still at work.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Final
 
 import trio
@@ -17,7 +17,7 @@ from uxk import limits
 from uxk.errors import Stalled, UsageError
 from uxk.kernel.machine import Machine
 from uxk.kernel.pin import trio_runnable
-from uxk.kernel.seconds import to_seconds
+from uxk.kernel.seconds import cpu_ns, to_seconds
 
 _FOREVER: Final = limits.I64_MAX
 _SETTLE_NS: Final = 2_000_000_000
@@ -61,6 +61,12 @@ class Dispatcher:
         self._work = 0
         self._coasted = False
         self._closed = True
+        self._park_due_ns = _FOREVER
+        """Kernel time at which the parked dispatcher wakes by itself."""
+        self._failure: BaseException | None = None
+        """What a callback raised while a task had kicked the dispatcher: raised where it would have been."""
+        self.on_kicked: Callable[[int], None] = _ignore
+        """Told how much host time a kick took from the task that gave it."""
         self._trio_runnable: Sized = ()
         """Trio tasks that a callback woke: they act before time moves on."""
         machine.wake = self._wake
@@ -119,6 +125,8 @@ class Dispatcher:
         self._trio_runnable = trio_runnable()
         machine.settle_needed = True  # tasks that began together with this one have not had their say
         while True:
+            if self._failure is not None:
+                raise self._failure
             if machine.clock != "real" and not self._goals:
                 await self._park(None)
                 continue
@@ -130,6 +138,54 @@ class Dispatcher:
             if await self._release_goals():
                 continue
             await self._advance()
+
+    def kick(self) -> bool:
+        """On the real clock, does what the parked dispatcher would do when woken, at once and without a task switch.
+
+        For a task of an extension that has staged something.  A bounded number of turns; what is left, and what is
+        not for this place (timers, goals, an error of a callback of the kernel's), is left to the dispatcher.  False
+        if it is not parked: then it is about to act anyway, or acting, so that nothing ever re-enters it.
+        """
+        machine = self._machine
+        if not machine.parked or machine.clock != "real" or self._interrupted or self._failure is not None:
+            return False
+        machine.parked = False
+        began_ns, settle_needed = cpu_ns(), machine.settle_needed
+        try:
+            machine.refresh()
+            turns_until = machine.turns + limits.DISPATCH_TURNS_PER_CHECKPOINT
+            while (machine.dirty or machine.runnable) and machine.turns < turns_until and not self._interrupted:
+                self._collect()
+                self._run_turns()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            self._failure = exc
+        finally:
+            machine.parked = True
+            machine.settle_needed = settle_needed
+            if self._something_left():
+                self._wake()
+            self.on_kicked(cpu_ns() - began_ns)
+        return True
+
+    def _something_left(self) -> bool:
+        """Whether the parked dispatcher must act, or park anew until an earlier time."""
+        machine = self._machine
+        if machine.runnable or machine.dirty or self._interrupted or self._failure is not None:
+            return True
+        next_ns = machine.heap.next_due_ns()
+        if next_ns is not None and next_ns < self._park_due_ns:
+            return True
+        return any(goal.until_idle for goal in self._goals) if self._goals else False
+
+    def _collect(self) -> None:
+        """Takes what tasks of extensions have staged, in the order of their numbers."""
+        dirty = self._machine.dirty
+        for instance in sorted(dirty):
+            staged = dirty.pop(instance, None)
+            if staged is not None:  # else it was ended by one before it
+                staged.collect()
 
     # --- one instant ---
 
@@ -148,10 +204,7 @@ class Dispatcher:
                     await trio.lowlevel.checkpoint()
                 else:
                     await self._settle()
-                for instance in sorted(machine.dirty):
-                    staged = machine.dirty.pop(instance, None)
-                    if staged is not None:  # else it was ended by one before it
-                        staged.collect()
+                self._collect()
                 if machine.runnable or machine.dirty:
                     continue
             if self._interrupted or not await self._fire_due():
@@ -334,6 +387,7 @@ class Dispatcher:
                 await trio.lowlevel.checkpoint()
                 return
         self._parked = trio.Event()
+        self._park_due_ns = _FOREVER if duration_ns is None else machine.now_ns + duration_ns
         machine.parked = True
         try:
             if duration_ns is None:
@@ -344,3 +398,7 @@ class Dispatcher:
         finally:
             machine.parked = False
             self._parked = None
+
+
+def _ignore(_: int) -> None:
+    """Nobody keeps count."""

@@ -46,17 +46,18 @@ class TaskHost:
 
     def start_task(
         self, nursery: trio.Nursery, clock: Callable[[], int], on_output: Callable[[], None],
-        on_exit: Callable[[], None], book: Callable[[trio.lowlevel.Task], None],
+        on_exit: Callable[[], None], book: Callable[[trio.lowlevel.Task], None], kick: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Starts ``run``.
 
-        ``on_output`` is called when it stages something, ``on_exit`` when it ends, ``book`` with its task.
+        ``on_output`` is called when it stages something, ``on_exit`` when it ends, ``book`` with its task; by ``kick``
+        it can have the kernel act on what it has staged.
         """
         self._scope = trio.CancelScope()
         self._on_exit = on_exit
         self.done = trio.Event()
         self._actor.follow_clock(clock)
-        self._actor.watch_output(on_output)
+        self._actor.watch_output(on_output, kick)
         nursery.start_soon(self._run, book, name=f"uxk {self._actor.ctx.name}")
 
     async def _run(self, book: Callable[[trio.lowlevel.Task], None]) -> None:

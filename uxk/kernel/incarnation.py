@@ -35,7 +35,9 @@ class Incarnations:
         self._devices = devices
         self._map_region = map_region
         self.supervisor = supervisor
-        self.task_time = TaskTime()
+        self.task_time = TaskTime(machine)
+        self.kick: Callable[[], bool] = _no_kick
+        """Lets the dispatcher act inside a task's call; set by who has one."""
         self.nursery: trio.Nursery | None = None
         """Where tasks of extensions run; there is one while the kernel is up."""
         machine.caps.on_delete["queue"] = self._queues_revoked
@@ -71,7 +73,7 @@ class Incarnations:
             assert self.nursery is not None
             host.start_task(
                 self.nursery, lambda: machine.now_ns, partial(machine.mark_dirty, agent),
-                partial(self._task_ended, agent, host), partial(self.task_time.book, account=agent.account),
+                partial(self._task_ended, agent, host), partial(self.task_time.book, account=agent.account), self.kick,
             )  # fmt: skip
             machine.settle_needed = True
         if agent.manifest.ready == "setup" and host.crash is None:
@@ -119,3 +121,7 @@ class Incarnations:
         if agent.incarnation:
             self._machine.log("notice", agent.name, f"live again, incarnation {agent.incarnation}")
         agent.on_live()
+
+
+def _no_kick() -> bool:
+    return False

@@ -50,6 +50,7 @@ def module_info(cls: ExtensionClass) -> ModuleInfo:
         driver_class=manifest.driver_class, alias=(*manifest.alias, *(modalias(b.match) for b in manifest.binds)),
         depends=manifest.depends, softdep=softdep, capabilities=manifest.capabilities,
         placement=manifest.placement, memory_bytes=manifest.budget.memory_bytes,
+        memory_params=manifest.budget.memory_params,
         queue_depth=manifest.budget.queue_depth,
         parameters=tuple(describe_params(manifest.params)),
     )  # fmt: skip

@@ -29,6 +29,7 @@ from uxk.kernel.chardev import Chardev, ChardevTable, File
 from uxk.kernel.devices import DeviceRegistry
 from uxk.kernel.devkmsg import KmsgFile
 from uxk.kernel.dispatcher import Dispatcher
+from uxk.kernel.dma import DmaPool
 from uxk.kernel.incarnation import Incarnations
 from uxk.kernel.info import available_rows, depmod, loaded_rows, module_info
 from uxk.kernel.loader import Loader
@@ -37,6 +38,7 @@ from uxk.kernel.memory import Memory
 from uxk.kernel.models import Models
 from uxk.kernel.module import Module
 from uxk.kernel.pin import pin_trio
+from uxk.kernel.ports import DevicePort, OnCompletions
 from uxk.kernel.publish import Publisher
 from uxk.kernel.reclaim import Reclaimer
 from uxk.kernel.services import Services
@@ -89,6 +91,8 @@ class Kernel:
         reclaimer = Reclaimer(machine, services, sharing, memory, publisher, self.devices, self.chardevs, self.models)
         supervisor = Supervisor(machine, reclaimer)
         self._incarnations = Incarnations(machine, self.agents, self.devices, supervisor, memory.map_region)
+        self._incarnations.kick = self.dispatcher.kick
+        self.dispatcher.on_kicked = self._incarnations.task_time.exclude
         self._loader = Loader(
             machine, self.dispatcher, self.catalog, self.agents, self.devices, services, reclaimer, self._incarnations
         )
@@ -252,6 +256,22 @@ class Kernel:
     def event_hash(self) -> str:
         """Digest of everything that happened so far; equal seeds give equal hashes."""
         return self.machine.hash.hexdigest()
+
+    # --- devices, memory ---
+
+    def open_port(self, device_name: str, on_completions: OnCompletions, client: str = "") -> DevicePort:
+        """A port on a device, through its gate: requests of it get the device's number.  ENODEV if there is none.
+
+        With a ``client`` name it counts as a user of the driver until it is closed.
+        """
+        return DevicePort(self.devices.get(device_name), on_completions, client)
+
+    def dma_pool(self, name: str, size_bytes: int) -> DmaPool:
+        """Zeroed arena memory for a client in the kernel: what drivers read from and write to in place.
+
+        Raises BudgetError (ENOMEM) if less is left to grant.
+        """
+        return DmaPool(self.machine, name, size_bytes)
 
     # --- tree, log, char devices ---
 

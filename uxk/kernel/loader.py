@@ -17,7 +17,7 @@ from uxk import limits
 from uxk.actor.actor import Crash
 from uxk.core.depgraph import ModuleGraph
 from uxk.core.lifecycle import Event, ModuleState, advance
-from uxk.core.manifest import canonical, name_problem
+from uxk.core.manifest import canonical, memory_bytes, name_problem
 from uxk.core.params import parse_params
 from uxk.errors import (
     BudgetError,
@@ -68,7 +68,6 @@ class Loader:
         self._next_id = 0
         self._loading: dict[str, trio.Event] = {}
         """Instances whose probe is under way, and what is set when it ends."""
-        self._granted_bytes = 0
         incarnations.supervisor.give_up = self._unload
 
     # --- loading ---
@@ -138,7 +137,7 @@ class Loader:
             self._dependents.setdefault(dependency, {})[instance] = None
         self._names[agent.id] = instance
         self._agents[instance] = agent
-        self._granted_bytes += manifest.budget.memory_bytes
+        self._machine.granted_bytes += agent.memory_bytes
         self._loading[instance] = trio.Event()
         try:
             views.add_instance(self._machine, agent)
@@ -164,7 +163,7 @@ class Loader:
         if manifest.placement != "task":
             raise ModuleError(f"{instance}: placement {manifest.placement!r} is not available in this version")
         values = parse_params(manifest.name, manifest.params, params)
-        self._check_budget(manifest, instance)
+        self._check_budget(manifest, values, instance)
         return values
 
     def _dependencies(self, manifest: Manifest, instance: str) -> tuple[str, ...]:
@@ -201,15 +200,18 @@ class Loader:
             limit_ns = agent.manifest.ready_timeout_ns
             raise ReadyTimeout(f"{agent.name}: not ready within {limit_ns} ns")
 
-    def _check_budget(self, manifest: Manifest, instance: str) -> None:
+    def _check_budget(self, manifest: Manifest, params: Params, instance: str) -> None:
         """Admission: what all instances may use together must exist (R8)."""
-        wanted, budget = manifest.budget.memory_bytes, manifest.budget
-        granted = self._granted_bytes
+        wanted, budget = memory_bytes(manifest, params), manifest.budget
+        granted = self._machine.granted_bytes
         total = self._machine.arena.size_bytes
         if granted + wanted > total:
             self._machine.log("err", instance, f"ENOMEM: budget of {wanted} bytes refused", errno=errno.ENOMEM)
+            terms = [f"memory_bytes={budget.memory_bytes}"]
+            terms += [f"{name}={getattr(params, name)}" for name in budget.memory_params]
+            more = " (the size of the arena is set at boot)" if wanted > total else ""
             raise BudgetError(
-                f"{instance}: budget memory_bytes={wanted}: {total - granted} of {total} bytes are left to grant",
+                f"{instance}: budget {' + '.join(terms)}: {total - granted} of {total} bytes are left to grant{more}",
                 errno=errno.ENOMEM,
             )
         if budget.queue_depth > limits.QUEUE_DEPTH_MAX:
@@ -241,6 +243,7 @@ class Loader:
         opened = [holder for name in agent.devices for holder in caps.holders("device", name)]
         opened += [holder for name in agent.chardevs for holder in caps.holders("chardev", name)]
         names = {self._names[holder] for holder in opened}
+        names |= {port.client for device in agent.devices.values() for port in device.openers}
         return sorted({*agent.clients(), *names, *self._dependents.get(agent.name, ())} - {agent.name})
 
     def _unload(self, agent: KernelAgent, reason: str) -> None:
@@ -258,7 +261,7 @@ class Loader:
             del self._names[agent.id]
             for dependency in agent.deps:
                 self._dependents[dependency].pop(agent.name, None)
-            self._granted_bytes -= agent.manifest.budget.memory_bytes
+            self._machine.granted_bytes -= agent.memory_bytes
         agent.state = advance(agent.state, Event.RECLAIMED)
         self._machine.note("gone", agent.id, b"")
         self._machine.log("info", agent.name, f"unloaded: {reason}")

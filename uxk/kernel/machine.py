@@ -23,6 +23,7 @@ from uxk.core.streams import RandomStreams
 from uxk.core.sysctl import SysctlTable
 from uxk.core.tree import Tree
 from uxk.core.waitfor import Node, WaitForGraph
+from uxk.kernel.dma import DmaPool
 from uxk.kernel.seconds import monotonic_ns
 
 Level: TypeAlias = Literal["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"]
@@ -71,6 +72,9 @@ class Machine:
         self.stuck: str | None = None
         """Set by the watch on host time: an instance that held the processor too long."""
         self.settle_needed = False
+        self.granted_bytes = 0
+        """Arena memory that instances may use, together, and that pools of the kernel's own have."""
+        self.pools: dict[int, DmaPool] = {}
         self.outstanding = 0
         """Requests and commands without an answer: while there are any, a run is not over."""
         self.parked = False
@@ -95,9 +99,11 @@ class Machine:
     # --- run queue ---
 
     def mark_dirty(self, instance: Runnable) -> None:
-        """Notes that a Trio task staged output; collected in order of instance ids."""
+        """Notes that a Trio task staged output; collected in order of instance ids.
+
+        The dispatcher is woken when the task's step ends (:class:`uxk.kernel.tasktime.TaskTime`), if it must be.
+        """
         self.dirty[instance.id] = instance
-        self.wake()
 
     # --- waiting ---
 

@@ -44,7 +44,7 @@ class Memory:
             return self._cap(agent, offset), b""
         page = limits.ARENA_PAGE_BYTES
         length = -(-entry.length // page) * page
-        budget = agent.manifest.budget.memory_bytes
+        budget = agent.memory_bytes
         taken = agent.account.arena_bytes + agent.account.snapshot_bytes
         if length <= 0 or taken + length > budget:
             raise BudgetError(

@@ -16,6 +16,7 @@ from uxk.core.suggest import did_you_mean
 from uxk.errors import BudgetError, CapabilityError, UsageError
 from uxk.kernel import proxyviews
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.driversites import DriverSites
 from uxk.kernel.machine import Machine
 from uxk.kernel.proxy import Hooks, MLModelProxy, Probe
 from uxk.kernel.proxydata import ProxyDataset
@@ -52,6 +53,7 @@ class Models:
         self._last_model = self._last_dataset = 0
         self.on_hint: Callable[[KernelAgent, e.Hint, str], object] | None = None
         """Sees every hint for a site that exists, and why it was refused at once: for recording."""
+        self._driver_sites = DriverSites(self)
         machine.tree.add(proxyviews.ROOT)
         machine.caps.on_delete["model"] = self._model_revoked
         machine.caps.on_delete["site"] = self._site_revoked
@@ -190,7 +192,7 @@ class Models:
 
     def services(self) -> dict[type, Callable[[KernelAgent, Any], tuple[int, bytes] | None]]:
         """For the dispatch table."""
-        return {e.Hint: self._hint, e.Model: self._command}
+        return {e.Hint: self._hint, e.Model: self._command, **self._driver_sites.services()}
 
     def _hint(self, agent: KernelAgent, entry: e.Hint) -> tuple[int, bytes] | None:
         machine = self._machine
@@ -260,6 +262,7 @@ class Models:
 
     def forget(self, agent: KernelAgent) -> None:
         """An incarnation is gone: its hints vanish, it is attached to nothing, nobody tells it anything."""
+        self._driver_sites.forget(agent)
         self._wanted.pop(agent.id, None)
         for key in [key for key in self._feedback if key[0] == agent.id]:
             del self._feedback[key]

@@ -81,10 +81,12 @@ class Module:
 
     async def submit(
         self, payload: bytes = b"", *, opcode: int = Op.CALL, offset: int = 0, length: int = 0, device: int = 0,
-        check: bool = True,
+        region: int = 0, buffer: int = 0, flags: int = 0, check: bool = True,
     ) -> Completion:  # fmt: skip
         """Submits one request and waits for its answer in virtual time.
 
+        ``region`` is a capability of the instance's on memory that holds the data, from byte ``buffer`` on: see
+        :meth:`uxk.Kernel.dma_pool`.
         Raises :class:`RequestError` with the answer's errno (not with ``check=False``),
         :class:`~uxk.errors.RingFull` if there is no room, and UsageError for an impossible request.
         """
@@ -92,7 +94,7 @@ class Module:
             raise UsageError(f"{self.name}: payload of {len(payload)} bytes, at most {PAYLOAD_MAX_BYTES}")
         if self._port is None:
             self._port = CallPort(self._dispatcher, self._agent, "")
-        request = Request(0, opcode, payload, offset, length, 0, 0, device)
+        request = Request(0, opcode, payload, offset, length, region, 0, device, buffer, flags)
         return await (self._port.checked(request) if check else self._port.call(request))
 
     async def submit_batch(self, requests: Sequence[Request]) -> list[Completion]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from uxk.errors import KernelBug
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.dma import pool_caps
 from uxk.kernel.machine import Machine
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class Reclaimer:
     def crashed(self, agent: KernelAgent) -> None:
         """What dies with an incarnation."""
         machine = self._machine
-        self._services.forget(agent, gone=False)
+        self._services.forwarders.forget(agent, gone=False)
         self._sharing.drop(agent)
         self._memory.drop(agent, keep=True)
         self._chardevs.quiesce(agent)
         self._publisher.withdraw(agent)
         self._models.forget(agent)
-        machine.caps.revoke_holder(agent.id, keep=self._services.lent_to(agent))
+        kept = self._services.forwarders.lent_to(agent) | pool_caps(machine, agent)
+        machine.caps.revoke_holder(agent.id, keep=kept)
         agent.queue_cap = 0
         machine.waits.remove_node(agent.node)
         self._devices.unbind_all(agent)
@@ -60,7 +62,7 @@ class Reclaimer:
         self._chardevs.remove_all(agent)
         for device in list(agent.devices.values()):
             self._devices.remove(device)
-        self._services.forget(agent, gone=True)
+        self._services.forwarders.forget(agent, gone=True)
         self._memory.drop(agent, keep=False)
         self._sharing.withdraw(agent)
         self._machine.caps.revoke_holder(agent.id)

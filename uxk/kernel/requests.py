@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from operator import attrgetter
+from typing import Final
 
 import msgspec
 
@@ -16,8 +18,15 @@ from uxk.core.account import Account
 from uxk.errors import RequestError, RingFull
 from uxk.kernel.machine import Machine
 from uxk.kernel.ports import Port
-from uxk.uapi.entries import Completion, Entry, Request
+from uxk.uapi.blk import NvmeOp, nvme_moved
+from uxk.uapi.entries import Completion, Entry, Op, Request, Submit
 from uxk.uapi.manifest import Fate, Manifest
+
+_READ: Final = int(Op.READ)
+_WRITE: Final = int(Op.WRITE)
+_DATA_OPS: Final = frozenset({_READ, _WRITE})
+_NVME_DATA_OPS: Final = frozenset({_READ, _WRITE, int(NvmeOp.IO)})
+_opcode: Final = attrgetter("opcode")
 
 
 class Door(Enum):
@@ -28,6 +37,29 @@ class Door(Enum):
     CLOSED = "closed"
 
 
+def moved_bytes(request: Request | Submit, completion: Completion) -> int:
+    """Data that a READ or WRITE that succeeded has moved, whatever the driver claims: never more than was asked for."""
+    if request.opcode == _READ and not request.region:
+        return len(completion.payload)
+    size_bytes = request.length if request.region else len(request.payload)
+    return completion.result if 0 < completion.result < size_bytes else size_bytes
+
+
+def data_ops(manifest: Manifest) -> frozenset[int]:
+    """Opcodes of a driver's requests whose data the accounts count."""
+    return _NVME_DATA_OPS if manifest.passthrough == "nvme" else _DATA_OPS
+
+
+def moved(request: Request | Submit, completion: Completion) -> tuple[int, int]:
+    """Bytes read and written by a request, with an opcode of :func:`data_ops`, that was answered without an error."""
+    if request.opcode == _READ:
+        return moved_bytes(request, completion), 0
+    if request.opcode == _WRITE:
+        return 0, moved_bytes(request, completion)
+    by_region = bool(request.region)
+    return nvme_moved(request.payload, request.length, completion.result, completion.payload, by_region=by_region)
+
+
 class Batch(msgspec.Struct, eq=False, gc=False):
     """Requests that came together: one record serves them all."""
 
@@ -35,6 +67,8 @@ class Batch(msgspec.Struct, eq=False, gc=False):
     requests: tuple[Request, ...]
     first_cid: int
     submitted_ns: int
+    moves_data: bool
+    """Whether one of :func:`data_ops` is among them."""
 
     def request(self, cid: int) -> Request:
         """The request with that command id."""
@@ -45,8 +79,9 @@ class RequestTable:
     """Requests of all ports of one instance."""
 
     __slots__ = (
-        "_cid", "_complain", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed", "_timeout_ns",
-        "_wake", "account", "backlog", "door", "inflight", "on_hung", "timeouts_in_a_row", "timeouts_max",
+        "_cid", "_complain", "_data_ops", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed",
+        "_timeout_ns", "_wake", "account", "backlog", "door", "inflight", "on_hung",
+        "timeouts_in_a_row", "timeouts_max",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +90,7 @@ class RequestTable:
     ) -> None:  # fmt: skip
         self._machine = machine
         self._depth = manifest.budget.queue_depth
+        self._data_ops = data_ops(manifest)
         self._timeout_ns = manifest.watchdog.request_timeout_ns
         self._reject_when_full = manifest.full == "reject"
         self._staged = staged
@@ -77,11 +113,18 @@ class RequestTable:
         """Nothing in flight and nothing waiting."""
         return not self.inflight and not self.backlog
 
+    @property
+    def room(self) -> int:
+        """How many more requests would be handed over at once."""
+        return 0 if self.door is not Door.OPEN or self.backlog else max(0, self._depth - len(self.inflight))
+
     # --- submission ---
 
     def submit(self, port: Port, requests: Sequence[Request]) -> None:
         """Takes all requests or raises: RingFull (EAGAIN), or RequestError (ENODEV) when the door is closed."""
         count = len(requests)
+        if not count:
+            return
         book: dict[int, Batch] = self.inflight
         if self.door is not Door.OPEN or self.backlog or len(book) + count > self._depth:
             self._check_backlog(port, count)
@@ -95,10 +138,12 @@ class RequestTable:
             for request in requests:
                 request.port = port.id
         now_ns = self._machine.now_ns
-        batch = Batch(port, tuple(requests), first_cid, now_ns)
         if count == 1:
-            book[first_cid] = batch
+            moves_data = requests[0].opcode in self._data_ops
+            book[first_cid] = Batch(port, tuple(requests), first_cid, now_ns, moves_data)
         else:
+            moves_data = not self._data_ops.isdisjoint(map(_opcode, requests))
+            batch = Batch(port, tuple(requests), first_cid, now_ns, moves_data)
             book.update(dict.fromkeys(range(first_cid, cid), batch))
         self.account.requests += count
         self._machine.outstanding += count
@@ -143,6 +188,8 @@ class RequestTable:
         if first is not None and (len(batches) == 1 or batches.count(first) == len(batches)):
             self.timeouts_in_a_row = 0
             self.account.latency.record(self._machine.now_ns - first.submitted_ns, len(batches))
+            if first.moves_data:
+                self._count_data(first, completions)
             self._deliver(first.port, completions)
         else:
             self._sort_out(completions, batches)
@@ -162,8 +209,25 @@ class RequestTable:
         for batch, group in groups:
             self.timeouts_in_a_row = 0
             self.account.latency.record(self._machine.now_ns - batch.submitted_ns, len(group))
+            if batch.moves_data:
+                self._count_data(batch, group)
         for batch, group in _join_ports(groups):
             self._deliver(batch.port, group)
+
+    def _count_data(self, batch: Batch, completions: list[Completion]) -> None:
+        """Books what the instance has read and written for its clients."""
+        account, first_cid, requests, counted = self.account, batch.first_cid, batch.requests, self._data_ops
+        for completion in completions:
+            if not completion.status:
+                request = requests[completion.cid - first_cid]
+                if request.opcode == _READ:
+                    account.read_bytes += moved_bytes(request, completion)
+                elif request.opcode == _WRITE:
+                    account.written_bytes += moved_bytes(request, completion)
+                elif request.opcode in counted:
+                    read_bytes, written_bytes = moved(request, completion)
+                    account.read_bytes += read_bytes
+                    account.written_bytes += written_bytes
 
     def _deliver(self, port: Port, completions: list[Completion]) -> None:
         account, count = self.account, len(completions)

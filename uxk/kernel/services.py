@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from uxk import limits
-from uxk.core.caps import Capability
 from uxk.core.kmsg import FACILITY_USER
 from uxk.errors import CapabilityError, UsageError, UxkError
 from uxk.kernel.agent import KernelAgent
-from uxk.kernel.ports import Port
+from uxk.kernel.forward import Forwarders
+from uxk.kernel.ports import Gate
 from uxk.uapi import entries as e
 from uxk.uapi.ids import CapId
 from uxk.uapi.rights import Rights
@@ -36,79 +36,6 @@ _CHARDEV_RIGHTS: Final = {
 }  # fmt: skip
 
 
-class Forwarded(NamedTuple):
-    """What is known of a request under way for a client extension."""
-
-    cid: int
-    """The client's own command id."""
-    waits_for: str
-    """What the wait-for graph says the client waits for; empty if it goes on meanwhile."""
-    region: Capability | None
-    """Memory of the client's, lent to the driver."""
-
-
-class Forwarder:
-    """The port of one client extension on one target: translates command ids both ways."""
-
-    __slots__ = ("_target", "_under_way", "client", "port")
-
-    def __init__(self, client: KernelAgent, target: KernelAgent) -> None:
-        self.client = client
-        self._target = target
-        self._under_way: dict[int, Forwarded] = {}
-        self.port: Port = target.open_port(client.name, self._on_completions, tagged=True)
-
-    def submit(self, entry: e.Submit, start: int, device: int, region: Capability | None) -> None:
-        """Passes a request on; the answer goes back under the client's own command id."""
-        region_cap = 0 if region is None else region.id
-        request = e.Request(
-            0, entry.opcode, entry.payload, start + entry.offset, entry.length, region_cap, 0, device
-        )  # fmt: skip
-        machine, waits_for = self.client.machine, ""
-        if region is not None:
-            machine.arena.retain(region.start)
-        try:
-            self.port.submit(request)
-        except UxkError:
-            if region is not None:
-                machine.arena.release(region.start)
-            raise
-        self.client.defer(entry.cid)
-        if request.cid in self._target.requests.backlog:
-            waits_for = f"queue slot {request.cid}"
-        elif entry.wait:
-            waits_for = f"request {request.cid}"
-        self._under_way[request.cid] = Forwarded(entry.cid, waits_for, region)
-        if waits_for:
-            machine.wait(self.client.node, self._target.node, waits_for)
-
-    def _on_completions(self, completions: list[e.Completion]) -> None:
-        for completion in completions:
-            cid = self._end(completion.cid)
-            self.client.answer(cid, completion.status, completion.result, completion.payload)
-
-    def _end(self, target_cid: int) -> int:
-        """Takes back what was lent for a request; returns the client's command id."""
-        machine = self.client.machine
-        done = self._under_way.pop(target_cid)
-        if done.waits_for:
-            machine.waits.remove(self.client.node, self._target.node, done.waits_for)
-        if done.region is not None:
-            machine.caps.revoke(done.region.id)
-            machine.arena.release(done.region.start)
-        return done.cid
-
-    def lent(self) -> list[CapId]:
-        """Capabilities on the client's memory that the driver has now."""
-        return [each.region.id for each in self._under_way.values() if each.region is not None]
-
-    def close(self) -> None:
-        """Closes the port; what is still under way is answered with ECANCELED."""
-        self.port.close()
-        for target_cid in list(self._under_way):
-            self.client.answer(self._end(target_cid), errno.ECANCELED)
-
-
 class Services:
     """Dispatch table of the up queue."""
 
@@ -119,7 +46,7 @@ class Services:
         self._agents = agents
         self._devices = devices
         self._chardevs = chardevs
-        self._forwarders: dict[tuple[int, int], Forwarder] = {}
+        self.forwarders = Forwarders(machine)
         self._table: dict[type, Callable[[KernelAgent, Any], Answer]] = {
             e.Submit: self._submit, e.Ready: self._ready, e.Log: self._log, e.Charge: self._charge,
             e.Open: self._open, e.Derive: self._derive, e.Revoke: self._revoke,
@@ -131,8 +58,21 @@ class Services:
         """Adds services that live in another file."""
         self._table.update(table)
 
-    def serve(self, agent: KernelAgent, entry: e.Up) -> None:
-        """Acts on one entry of ``agent``'s."""
+    def serve(self, agent: KernelAgent, entries: Sequence[e.Up]) -> None:
+        """Acts on what ``agent`` says, in order, until that has ended it: the dead are not heard."""
+        incarnation, count, at = agent.incarnation, len(entries), 0
+        while at < count and agent.incarnation == incarnation:
+            entry = entries[at]
+            taken = self._submit_run(agent, entries, at, entry) if type(entry) is e.Submit and at + 1 < count else 0
+            if taken > 0:
+                at += taken
+                continue
+            for entry in entries[at : at + max(1, -taken)]:
+                if agent.incarnation == incarnation:
+                    self._serve_one(agent, entry)
+            at += max(1, -taken)
+
+    def _serve_one(self, agent: KernelAgent, entry: e.Up) -> None:
         cid: int | None = getattr(entry, "cid", None)
         status, result, payload = 0, 0, b""
         if cid is not None and cid in agent.commands:  # an answer would be taken for that of the first
@@ -152,8 +92,7 @@ class Services:
             agent.account.reject(_reason(exc))
             agent.complain(f"{type(entry).__name__}: {exc}", status)
         except Exception:
-            self._machine.log("crit", "kernel", f"BUG: {agent.name}: {type(entry).__name__}", bug="service")
-            self._machine.log("debug", "kernel", traceback.format_exc())
+            self._bug(agent, entry)
             status = errno.EFAULT
         if cid is not None:
             agent.answer(cid, status, result, payload)
@@ -187,62 +126,49 @@ class Services:
 
     def _submit(self, agent: KernelAgent, entry: e.Submit) -> Answer:
         """I/O on a device or a char device; the capability says on which bytes of it."""
-        machine = self._machine
-        kind = machine.caps.lookup(agent.id, CapId(entry.cap)).kind
-        right = Rights.SUBMIT if kind != "chardev" else _CHARDEV_RIGHTS.get(entry.opcode, Rights.ALL)
-        size_bytes = max(entry.length, len(entry.payload))
-        cap = machine.caps.check(agent.id, CapId(entry.cap), kind, right, entry.offset, size_bytes)
-        if kind == "device":
+        caps, size_bytes = self._machine.caps, max(entry.length, len(entry.payload))
+        gate: Gate
+        cap = caps.peek(agent.id, CapId(entry.cap), "device", Rights.SUBMIT)
+        if cap is None or entry.offset + size_bytes > cap.length:  # a char device, or an error to be told
+            kind = caps.lookup(agent.id, CapId(entry.cap)).kind
+            right = Rights.SUBMIT if kind != "chardev" else _CHARDEV_RIGHTS.get(entry.opcode, Rights.ALL)
+            cap = caps.check(agent.id, CapId(entry.cap), kind, right, entry.offset, size_bytes)
+        if cap.kind == "device":
             device = self._devices.get(cap.target)
-            target, number = device.agent, device.number
-        elif kind == "chardev":
+            target, number, gate = device.agent, device.number, device.gate
+        elif cap.kind == "chardev":
             target, number = self._chardevs.get(f"/dev/{cap.target}").agent, 0
+            gate = target
         else:
             raise CapabilityError(f"{cap!r}: expected a capability of kind 'device' or 'chardev'")
-        key = (agent.id, target.id)
-        forwarder = self._forwarders.get(key)
-        if forwarder is None:
-            forwarder = self._forwarders[key] = Forwarder(agent, target)
-        region = self._lend(agent, entry.region, target) if entry.region else None
-        try:
-            forwarder.submit(entry, cap.start, number, region)
-        except UxkError:
-            if region is not None:
-                machine.caps.revoke(region.id)
-            raise
+        self.forwarders.get(agent, target, gate).submit(entry, cap.start, number)
         agent.account.submitted += 1
         return None
 
-    def _lend(self, agent: KernelAgent, region_cap: int, target: KernelAgent) -> Capability:
-        """A capability on memory of the client's, for the driver, for as long as the request lasts."""
-        caps = self._machine.caps
-        mine = caps.lookup(agent.id, CapId(region_cap))
-        if caps.count(target.id) >= limits.CAPS_PER_HOLDER_MAX >> 1:  # its own grants must find room
-            raise CapabilityError(f"{target.name}: too much memory is lent to it already", errno=errno.EMFILE)
-        if mine.kind != "arena":
-            raise CapabilityError(f"{mine!r}: expected a capability of kind 'arena'")
-        lent = caps.derive(agent.id, mine.id, target.id, mine.rights & (Rights.READ | Rights.WRITE))
-        return caps.lookup(target.id, lent)
+    def _submit_run(self, agent: KernelAgent, entries: Sequence[e.Up], at: int, first: e.Submit) -> int:
+        """Passes requests that follow each other on to one device, together; returns how many, as ``submit_run``.
 
-    def _close_unused(self) -> None:
-        """Closes connections to drivers of which the client holds no device any more: some may have been revoked."""
-        for key, forwarder in list(self._forwarders.items()):
-            client, target = forwarder.client, forwarder.port.target
-            held = {(cap.kind, cap.target) for cap in self._machine.caps.held(client.id) if cap.depth}
-            names = {("device", name) for name in target.devices} | {("chardev", name) for name in target.chardevs}
-            bound = any(client.name in device.bound for device in target.devices.values())
-            if not bound and not held & names:
-                self._forwarders.pop(key).close()
+        What is not plain about one of them ends the run, and is for :meth:`_serve_one` to look at.
+        """
+        cap = self._machine.caps.peek(agent.id, CapId(first.cap), "device", Rights.SUBMIT)
+        device = None if cap is None else self._devices.devices.get(cap.target)
+        if cap is None or device is None:
+            return 0
+        forwarder = self.forwarders.get(agent, device.agent, device.gate)
+        most = agent.queues.up.depth - len(agent.commands)
+        try:
+            count = forwarder.submit_run(entries[at : at + most] if most > 0 else (), cap, device.number)
+        except Exception:
+            self._bug(agent, first)
+            return -1
+        if count > 0:
+            agent.account.submitted += count
+        return count
 
-    def lent_to(self, agent: KernelAgent) -> set[CapId]:
-        """Capabilities on clients' memory that the instance has for requests under way."""
-        ports = (forwarder for key, forwarder in self._forwarders.items() if key[1] == agent.id)
-        return {cap for forwarder in ports for cap in forwarder.lent()}
-
-    def forget(self, agent: KernelAgent, *, gone: bool) -> None:
-        """Closes what ``agent`` has open elsewhere; when it is ``gone``, also what others have open on it."""
-        for key in [key for key in self._forwarders if key[0] == agent.id or (gone and key[1] == agent.id)]:
-            self._forwarders.pop(key).close()
+    def _bug(self, agent: KernelAgent, entry: e.Up) -> None:
+        """Nothing an extension writes raises in the kernel: what does is told, and contained."""
+        self._machine.log("crit", "kernel", f"BUG: {agent.name}: {type(entry).__name__}", bug="service")
+        self._machine.log("debug", "kernel", traceback.format_exc())
 
     def _add_device(self, agent: KernelAgent, entry: e.AddDevice) -> Answer:
         return self._devices.add(agent, entry.name, entry.properties).number, b""
@@ -261,15 +187,16 @@ class Services:
         rights = _rights(entry.rights)
         if entry.kind not in _OPENABLE:
             raise UsageError(f"open: unknown kind {entry.kind!r}; known: {', '.join(sorted(_OPENABLE))}")
+        payload = b""
         if entry.kind == "device":
-            self._devices.get(entry.target)
+            payload = self._devices.get(entry.target).agent.name.encode()
         root = caps.find(agent.id, entry.kind, entry.target, rights)
         if root is None:
             raise CapabilityError(
                 f"{entry.kind}:{entry.target} with {rights!r}: not among the capabilities of {agent.name}'s manifest"
             )
         cap = caps.narrow(agent.id, root, entry.target, rights)
-        return cap, b""
+        return cap, payload
 
     def _derive(self, agent: KernelAgent, entry: e.Derive) -> Answer:
         other = self._agents.get(entry.to)
@@ -283,7 +210,7 @@ class Services:
 
     def _revoke(self, agent: KernelAgent, entry: e.Revoke) -> Answer:
         count = self._machine.caps.revoke_by(agent.id, CapId(entry.cap))
-        self._close_unused()
+        self.forwarders.close_unused()
         return count, b""
 
     # --- tree and logs ---

@@ -158,7 +158,7 @@ class Sharing:
         charged = self._published.get(name)
         mine_bytes = charged[1] if charged is not None and charged[0] is agent else 0
         after_bytes = agent.account.snapshot_bytes - mine_bytes + len(entry.data)
-        budget = agent.manifest.budget.memory_bytes
+        budget = agent.memory_bytes
         if agent.account.arena_bytes + after_bytes > budget:
             raise BudgetError(
                 f"snapshot {name!r} of {len(entry.data)} bytes: with it, {agent.account.arena_bytes + after_bytes} "

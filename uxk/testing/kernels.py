@@ -48,7 +48,7 @@ def usage(kernel: Kernel) -> dict[str, int]:
         "kmsg_followers": machine.kmsg.statistics().followers,
         "capabilities": machine.caps.statistics().live,
         "arena_bytes": arena.used_bytes,
-        "granted_bytes": kernel._loader._granted_bytes,
+        "granted_bytes": machine.granted_bytes,
         "locks": locks.locks,
         "pins": machine.snapshots.statistics().readers,
         "wait_edges": len(machine.waits),

@@ -49,6 +49,7 @@ class Op(IntEnum):
     DISCARD = 4
     WRITE_ZEROES = 5
     CALL = 6
+    EXTENTS = 7
     OPEN = 16
     RELEASE = 17
     IOCTL = 18
@@ -76,6 +77,10 @@ class Request(Entry, tag=1):
     """Which extension or open file it comes from; 0 for the kernel's own clients."""
     device: int = 0
     """Which of the instance's devices: 0 is its own, others have the number that adding them gave."""
+    buffer: int = 0
+    """Where in ``region`` the data begin, in bytes."""
+    flags: int = 0
+    """Bits of :class:`uxk.uapi.blk.IoFlag`, or of the driver class."""
 
 
 class Event(Entry, tag=2):
@@ -137,6 +142,8 @@ class Submit(Entry, tag=32):
     length: U32 = 0
     region: U63 = 0
     wait: bool = False
+    buffer: U63 = 0
+    flags: U32 = 0
 
 
 class Ready(Entry, tag=33):
@@ -356,8 +363,42 @@ class SettleAction(Entry, tag=57):
     keep: bool = True
 
 
+class OfferSite(Entry, tag=58):
+    """Opens a decision site of the extension's own: agents advise it as any other.
+
+    ``site`` is ``DEVICE.NAME`` with a device of the instance's; its model is called ``DEVICE-NAME``.  It
+    has ``units`` parts that share no state; some of them follow hints.  With a ``schema`` there is a dataset ``rows``.
+    ``modes`` are settings of :class:`uxk.core.mode.ModeConfig`.
+    """
+
+    cid: U63
+    site: Name
+    units: Annotated[int, Meta(ge=1, le=65_536)] = 1
+    schema: Annotated[tuple[tuple[Name, Name], ...], Meta(max_length=64)] = ()
+    rows_max: Annotated[int, Meta(ge=1, le=1 << 20)] = 1
+    modes: Annotated[dict[Name, U63], Meta(max_length=32)] = {}
+
+
+class EndEpoch(Entry, tag=59):
+    """What the two arms of a site of one's own did in an epoch.
+
+    KPIs are above 0, lower is better, and 0 stands for an arm without units.  Answered with a
+    :class:`uxk.uapi.ml.SiteState`: what to follow until the next.  ``refused`` says why the hint in force could not be
+    followed.
+    """
+
+    cid: U63
+    site: Name
+    default_kpi: U63 = 0
+    hinted_kpi: U63 = 0
+    weight: U63 = 0
+    hinted_weight: U63 = 0
+    rows: Payload = b""
+    refused: Annotated[str, Meta(max_length=NAME_MAX_BYTES)] = ""
+
+
 Up: TypeAlias = (
     Submit | Ready | Log | Open | Derive | Revoke | Allocate | Free | Acquire | Release | Publish | Pin | Unpin
     | TreeRead | TreeWrite | SetAttribute | AddDevice | RemoveDevice | AddChardev | SetPoll | FollowKmsg | Hint
-    | Charge | Model | RecommendSysctl | SettleAction
+    | Charge | Model | RecommendSysctl | SettleAction | OfferSite | EndEpoch
 )  # fmt: skip

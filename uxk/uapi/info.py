@@ -45,6 +45,8 @@ class ModuleInfo(Struct, frozen=True):
     capabilities: tuple[str, ...]
     placement: str
     memory_bytes: int
+    memory_params: tuple[str, ...]
+    """Parameters, in bytes, that come on top."""
     queue_depth: int
     parameters: tuple[Parameter, ...]
 

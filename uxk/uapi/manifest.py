@@ -12,6 +12,7 @@ Kind: TypeAlias = Literal["ml-agent", "driver", "both"]
 Fate: TypeAlias = Literal["fail", "requeue", "reissue"]
 Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
 Placement: TypeAlias = Literal["task", "process"]
+Passthrough: TypeAlias = Literal["", "nvme"]
 FullPolicy: TypeAlias = Literal["defer", "reject"]
 
 
@@ -70,6 +71,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_bytes: int = limits.MEMORY_BYTES_DEFAULT
     """Arena bytes."""
+    memory_params: tuple[str, ...] = ()
+    """Parameters, in bytes, that come on top: a device as large as the user says."""
     queue_depth: int = limits.QUEUE_DEPTH_DEFAULT
     """Slots of each of its rings; a power of two."""
     cpu_ppm: int = limits.PPM
@@ -160,5 +163,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Declared cost of one turn on the charged clock; ``None`` measures it once."""
     ioctls: tuple[Ioctl, ...] = ()
     """Typed ioctls of its char devices."""
+    passthrough: Passthrough = ""
+    """What its opcodes from ``Op.PRIVATE`` up are, so that accounts count their data: ``"nvme"``, as of ``NvmeOp``."""
     state_version: int = 1
     """Format of the state handed over by a hot upgrade."""

@@ -190,6 +190,17 @@ class ModelInfo(Struct, array_like=True, frozen=True):
     """Of the sites, in their order: what a hint must name."""
 
 
+class SiteState(Struct, array_like=True, frozen=True):
+    """What an extension that offers a decision site follows until its next epoch ends."""
+
+    mode: Mode
+    share_ppm: int
+    hinted_units: int
+    """How many of its units follow the hint."""
+    hint: bytes = b""
+    """Payload of the hint in force; empty: its own default decides everywhere."""
+
+
 class ModeChange(Struct, array_like=True, frozen=True):
     """One transition of the mode machine, with what it was decided on."""
 
@@ -244,4 +255,10 @@ decode_model: Final = msgspec.msgpack.Decoder(ModelInfo).decode
 decode_dataset: Final = msgspec.msgpack.Decoder(Dataset).decode
 decode_mode: Final = msgspec.msgpack.Decoder(ModeChange).decode
 decode_generation: Final = msgspec.msgpack.Decoder(int).decode
+_decode_site: Final = msgspec.msgpack.Decoder(SiteState).decode
 decode_feedback: Final = msgspec.msgpack.Decoder(list[Feedback]).decode
+
+
+def decode_site(payload: bytes) -> SiteState:
+    """What the answer to :class:`~uxk.uapi.entries.EndEpoch` says."""
+    return _decode_site(payload)

@@ -1,0 +1,132 @@
+"""Decision sites that extensions offer: a driver's own decisions, advised like those of a subsystem (R1, R18).
+
+The kernel keeps the model proxy, the mode, the evidence and the hints; the driver makes the decision and measures what
+came of it.  Neither waits: at the end of each of its epochs the driver reports, and the answer says what share of its
+units follows which hint until the next.  What a hint means is the driver's to judge, which says so if it cannot follow
+one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from uxk.core.mode import ModeConfig
+from uxk.errors import CapabilityError, UsageError
+from uxk.kernel.agent import KernelAgent
+from uxk.uapi import entries as e
+from uxk.uapi.ml import SiteState, encode
+
+if TYPE_CHECKING:
+    from uxk.kernel.models import Models
+    from uxk.kernel.proxy import MLModelProxy
+    from uxk.kernel.proxydata import ProxyDataset
+    from uxk.kernel.sites import ProxySite
+
+SITES_MAX: Final = 16
+"""Of one instance."""
+ROWS_MAX_BYTES: Final = 4 << 20
+"""Of one dataset's generation: it is the kernel's memory."""
+HINT_MAX_BYTES: Final = 4096
+
+
+class Offered(NamedTuple):
+    """A site of an extension's, and the model behind it."""
+
+    proxy: MLModelProxy
+    site: ProxySite
+    rows: ProxyDataset | None
+
+
+class DriverSites:
+    """Services OfferSite and EndEpoch."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._offered: dict[tuple[int, str], Offered] = {}
+        self._given: dict[tuple[int, str], e.Hint] = {}
+        """What the driver follows now."""
+
+    def services(self) -> dict[type, Callable[[KernelAgent, Any], tuple[int, bytes]]]:
+        """For the dispatch table."""
+        return {e.OfferSite: self._offer, e.EndEpoch: self._epoch}
+
+    def _offer(self, agent: KernelAgent, entry: e.OfferSite) -> tuple[int, bytes]:
+        device, dot, what = entry.site.partition(".")
+        own = {agent.device_name, *agent.devices}
+        if device not in own or not dot or not what:
+            raise CapabilityError(
+                f"site {entry.site!r}: expected DEVICE.NAME with a device of {agent.name}'s: {', '.join(sorted(own))}"
+            )
+        if sum(key[0] == agent.id for key in self._offered) >= SITES_MAX:
+            raise UsageError(f"{agent.name}: {SITES_MAX} decision sites at most", errno=errno.ENOSPC)
+        dtype = _dtype(entry)
+        try:
+            config = ModeConfig(**dict(entry.modes))
+        except TypeError as exc:
+            raise UsageError(f"site {entry.site}: modes: {exc}") from None
+        proxy = self._models.create(agent.name, f"{device}-{what}", config=config)
+        try:
+            site = proxy.site(entry.site, _too_long, units=entry.units)
+            rows = None if dtype is None else proxy.dataset("rows", dtype, entry.rows_max)
+        except UsageError:
+            proxy.close()
+            raise
+        self._offered[agent.id, entry.site] = Offered(proxy, site, rows)
+        return proxy.id, b""
+
+    def _epoch(self, agent: KernelAgent, entry: e.EndEpoch) -> tuple[int, bytes]:
+        """Books the epoch, publishes its rows, and answers with what to follow now."""
+        key = (agent.id, entry.site)
+        found = self._offered.get(key)
+        if found is None:
+            raise UsageError(f"{agent.name} has not offered a site {entry.site!r}", errno=errno.ENODEV)
+        site, hint = found.site, self._given.pop(key, None)
+        if hint is not None and not site.gave(hint):
+            hint = None
+        if found.rows is not None and entry.rows:
+            size_bytes = found.rows.dtype.itemsize
+            if len(entry.rows) % size_bytes:
+                raise UsageError(f"site {entry.site}: {len(entry.rows)} bytes of rows of {size_bytes} bytes")
+            found.rows.append(np.frombuffer(entry.rows, found.rows.dtype))
+            found.rows.publish()
+        if hint is not None and entry.refused:
+            site.refuse(hint, entry.refused)
+        elif hint is not None and entry.hinted_kpi:
+            site.applied(hint, outcome=entry.hinted_kpi, baseline=entry.default_kpi)
+        site.epoch(
+            default_kpi=entry.default_kpi or None, hinted_kpi=entry.hinted_kpi or None, weight=entry.weight,
+            hinted_weight=entry.hinted_weight,
+        )  # fmt: skip
+        hint = site.standing(agent.machine.now_ns)
+        if hint is not None:
+            self._given[key] = hint
+        state = SiteState(site.mode, site.share_ppm, site.hinted_units, b"" if hint is None else hint.payload)
+        return site.generation, encode(state)
+
+    def forget(self, agent: KernelAgent) -> None:
+        """An incarnation is gone: its sites go with it, and the next one offers its own."""
+        for key in [key for key in self._offered if key[0] == agent.id]:
+            self._given.pop(key, None)
+            self._offered.pop(key).proxy.close()
+
+
+def _too_long(payload: bytes) -> str:
+    return "malformed" if len(payload) > HINT_MAX_BYTES else ""
+
+
+def _dtype(entry: e.OfferSite) -> np.dtype[Any] | None:
+    if not entry.schema:
+        return None
+    try:
+        dtype = np.dtype([(name, kind) for name, kind in entry.schema])
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f"site {entry.site}: schema {entry.schema!r}: {exc}") from None
+    if dtype.itemsize * entry.rows_max > ROWS_MAX_BYTES:
+        raise UsageError(
+            f"site {entry.site}: {entry.rows_max} rows of {dtype.itemsize} bytes, at most {ROWS_MAX_BYTES} bytes"
+        )
+    return dtype
