@@ -291,6 +291,14 @@ def test_boot_fails_if_a_module_does(shell: Shell) -> None:
     assert not shell.socket.exists()
 
 
+def test_the_arena_is_as_large_as_boot_is_told(shell: Shell) -> None:
+    code, out, err = shell.run("boot", "--socket", str(shell.socket), "--arena", "64KiB", "--load", "cli_demo")
+    assert (code, out) == (1, "") and "65536 of 65536 bytes are left to grant (the size of the arena is set" in err
+    for text, why in (("5", "a positive multiple of 4096 bytes"), ("0", "multiple"), ("much", "for example '4GiB'")):
+        code, _, err = shell.run("boot", "--arena", text)
+        assert code == 2 and why in err, err
+
+
 def test_without_a_kernel(shell: Shell) -> None:
     code, out, err = shell.run("lsmod")
     assert code == 0 and "can be loaded" in err and err.startswith("# ")

@@ -47,7 +47,7 @@ def test_modinfo_layout() -> None:
         filename="/lib/uxk_null.py", name="null", version="1.0", author="The authors", license="MIT",
         description="Reads give\x1b[31m zeros", kind="driver", driver_class="block", alias=("zero", "uxk:class=block"),
         depends=("core", "bus"), softdep="pre: log", capabilities=("kmsg:read",), placement="task",
-        memory_bytes=1048576, queue_depth=64,
+        memory_bytes=1048576, memory_params=("size",), queue_depth=64,
         parameters=(
             Parameter("depth", "int", "8", "queue depth", "", True, ">= 1, <= 64"),
             Parameter("size", "int", "required", "", "bytes", False, ""),
@@ -69,7 +69,7 @@ def test_modinfo_layout() -> None:
         "class:          block\n"
         "capability:     kmsg:read\n"
         "placement:      task\n"
-        "memory:         1048576 bytes\n"
+        "memory:         1048576 bytes + size\n"
         "queue_depth:    64\n"
         "parm:           depth:queue depth [>= 1, <= 64, default 8, writable] (int)\n"
         "parm:           size:[in bytes, required] (int)\n"

@@ -12,6 +12,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from uxk.cli.common import GOOD, Subparsers, add_verb, print_json
+from uxk.core.params import parse_integer
+from uxk.limits import ARENA_BYTES_DEFAULT, ARENA_PAGE_BYTES, I64_MAX
 
 if TYPE_CHECKING:
     import trio
@@ -28,8 +30,23 @@ def register(subparsers: Subparsers) -> None:
         "--clock", choices=("real", "virtual", "charged"), default="real",
         help="time passes by itself (real, the default), or only while the kernel has work",
     )  # fmt: skip
+    parser.add_argument(
+        "--arena", type=arena_bytes, default=ARENA_BYTES_DEFAULT, metavar="SIZE",
+        help="memory that modules can be granted altogether, for example 4GiB (default: 1GiB)",
+    )  # fmt: skip
     parser.add_argument("--modprobe-d", metavar="DIR", help="directory of modprobe.d files")
     parser.add_argument("--load", nargs="+", action="extend", default=[], metavar="NAME", help="modules to load")
+
+
+def arena_bytes(text: str) -> int:
+    """A size in bytes, or with a unit, as an arena can have it: whole pages."""
+    try:
+        size_bytes = parse_integer(text, "bytes")
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r}: {exc}; expected bytes, for example '4GiB'") from None
+    if size_bytes <= 0 or size_bytes % ARENA_PAGE_BYTES or size_bytes > I64_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive multiple of {ARENA_PAGE_BYTES} bytes")
+    return size_bytes
 
 
 def boot(args: argparse.Namespace) -> int:
@@ -50,9 +67,15 @@ async def _serve(args: argparse.Namespace, path: str) -> int:
 
     import uxk
     from uxk.bridges.control_server import ControlServer
+    from uxk.faults.text import LiveFaults
+    from uxk.subsystems.blk.layer import BlockLayer
 
-    with _stop_signals() as stop:
-        async with uxk.Kernel(seed=args.seed, clock=args.clock, modprobe_d=args.modprobe_d) as kernel:
+    with stop_signals() as stop:
+        async with uxk.Kernel(
+            seed=args.seed, clock=args.clock, arena_bytes=args.arena, modprobe_d=args.modprobe_d
+        ) as kernel:
+            BlockLayer(kernel)
+            LiveFaults(kernel)
             server = ControlServer(kernel, path)
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
@@ -68,7 +91,7 @@ async def _serve(args: argparse.Namespace, path: str) -> int:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[trio.Event]:
+def stop_signals() -> Iterator[trio.Event]:
     """An event that is set by the first signal to stop.  The next interrupts whatever runs, a hung module too."""
     import trio
 

@@ -32,14 +32,18 @@ class FaultyHost:
     def __init__(self, agent: KernelAgent, inner: TaskHost, strikers: Sequence[Striker]) -> None:
         self._agent = agent
         self._inner = inner
-        entry = [s for s in strikers if not s.fault.timed]
-        self._in = [s for s in entry if s.fault.kind in ("crash", "hang") or s.fault.where == "requests"]
-        self._out = [s for s in entry if s not in self._in]
+        self.aim(strikers)
         self._crash: Crash | None = None
         self._hung = False
         self._down: list[bytes] = []
         self._answers: list[bytes] = []
         self._late_replies: list[Frame] = []
+
+    def aim(self, strikers: Sequence[Striker]) -> None:
+        """From now on, these may befall it."""
+        entry = [s for s in strikers if not s.fault.timed]
+        self._in = [s for s in entry if s.fault.kind in ("crash", "hang") or s.fault.where == "requests"]
+        self._out = [s for s in entry if s not in self._in]
 
     # --- the host's surface ---
 

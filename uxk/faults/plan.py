@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from uxk.actor.actor import Crash
 from uxk.core.manifest import canonical
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError
+from uxk.faults.device import Channel, DeviceFault
 from uxk.faults.host import FaultyHost
 from uxk.faults.model import FAULTS_MAX, Fault, problem
 from uxk.faults.strike import Striker
@@ -29,15 +31,27 @@ class FaultPlan:
         self._kernel = kernel
         machine = kernel.machine
         self.strikers: list[Striker] = []
+        self._by_module: dict[str, list[Striker]] = {}
+        self._channels: dict[tuple[str, str], Channel] = {}
+        self._devices: dict[int, DeviceFault] = {}
+        self._next = len(faults)
         for index, fault in enumerate(faults):
             if wrong := problem(fault):
                 raise ConfigError(f"faults[{index}]: {wrong}")
-            self.strikers.append(Striker(index, fault, machine.streams.stream(f"fault/{index}")))
-        self._by_module: dict[str, list[Striker]] = {}
-        for striker in self.strikers:
-            self._by_module.setdefault(canonical(striker.fault.module), []).append(striker)
-        if self.strikers:
-            machine.host_filter = self._wrap
+            self._enter(Striker(index, fault, machine.streams.stream(f"fault/{index}")))
+
+    def _enter(self, striker: Striker) -> None:
+        """Takes one more into the plan; those on messages act from the instance's next incarnation on."""
+        fault, kernel = striker.fault, self._kernel
+        name = canonical(fault.module)
+        self.strikers.append(striker)
+        if fault.kind == "device":
+            key = (name, fault.attribute)
+            channel = self._channels.setdefault(key, Channel(kernel, *key))
+            self._devices[striker.index] = DeviceFault(kernel, striker, channel, name)
+        else:
+            self._by_module.setdefault(name, []).append(striker)
+            kernel.machine.host_filter = self._wrap
 
     def _wrap(self, agent: KernelAgent, host: TaskHost) -> Any:
         strikers = self._by_module.get(agent.name)
@@ -45,21 +59,85 @@ class FaultPlan:
 
     def start(self) -> None:
         """Begins.  ConfigError if a fault names an instance that is not loaded."""
-        machine = self._kernel.machine
         for striker in self.strikers:
-            name = canonical(striker.fault.module)
-            if name not in self._kernel.agents:
-                hint = did_you_mean(name, self._kernel.agents)
-                raise ConfigError(f"faults[{striker.index}]: module {name!r} is not loaded{hint}")
-            striker.origin_ns = machine.now_ns
-            if striker.fault.timed:
-                machine.heap.call_at(machine.now_ns + striker.fault.at_ns, self._strike, striker)
+            self._agent_of(striker.fault, f"faults[{striker.index}]: ")
+            self._arm(striker)
+
+    def _agent_of(self, fault: Fault, place: str) -> KernelAgent:
+        name = canonical(fault.module)
+        agent = self._kernel.agents.get(name)
+        if agent is None:
+            raise ConfigError(f"{place}module {name!r} is not loaded{did_you_mean(name, self._kernel.agents)}")
+        return agent
+
+    def _arm(self, striker: Striker) -> None:
+        machine = self._kernel.machine
+        striker.origin_ns = machine.now_ns
+        device = self._devices.get(striker.index)
+        if device is not None:
+            device.check()
+            device.start()
+        elif striker.fault.timed:
+            machine.heap.call_at(machine.now_ns + striker.fault.at_ns, self._strike, striker)
+
+    # --- while it runs ---
+
+    def add(self, fault: Fault) -> str:
+        """Adds a fault, whose times count from now, and returns its name.  ConfigError says what is wrong.
+
+        Device faults have no place here.  EBUSY for a loaded instance with a task of its own: such a host cannot be
+        wrapped once its task runs.
+        """
+        wrong = problem(fault)
+        if wrong or fault.kind == "device":
+            raise ConfigError(
+                wrong or f"kind=device: write the rule to attribute {fault.attribute!r} of {fault.module}"
+            )
+        if len(self.strikers) >= FAULTS_MAX:
+            raise ConfigError(f"{len(self.strikers)} faults, at most {FAULTS_MAX}", errno=errno.ENOSPC)
+        agent = self._agent_of(fault, "")
+        striker = Striker(self._next, fault, self._kernel.machine.streams.stream(f"fault/{self._next}"))
+        if any(other.name == striker.name for other in self.strikers):
+            raise ConfigError(f"name={striker.name}: there is a fault of that name", errno=errno.EEXIST)
+        host: Any = agent.host
+        if host is not None and not isinstance(host, FaultyHost) and host.runs:
+            text = f"{agent.name} has a task of its own: expected a fault plan from before it was loaded"
+            raise ConfigError(text, errno=errno.EBUSY)
+        self._next += 1
+        self._enter(striker)
+        self._aim(agent)
+        self._arm(striker)
+        return striker.name
+
+    def remove(self, name: str) -> None:
+        """Takes a fault away, unless it has struck already.  ConfigError (ENOENT) if there is none of that name."""
+        striker = next((striker for striker in self.strikers if striker.name == name), None)
+        if striker is None:
+            names = [striker.name for striker in self.strikers]
+            hint = did_you_mean(name, names)
+            raise ConfigError(f"no fault {name!r}{hint}; there are: {', '.join(names) or 'none'}", errno=errno.ENOENT)
+        striker.origin_ns = None
+        self.strikers.remove(striker)
+        module = canonical(striker.fault.module)
+        if striker in self._by_module.get(module, ()):
+            self._by_module[module].remove(striker)
+        if (agent := self._kernel.agents.get(module)) is not None:
+            self._aim(agent)
+
+    def _aim(self, agent: KernelAgent) -> None:
+        """Gives an instance that runs the faults that it has now.  Between two turns a host may be exchanged."""
+        host: Any = agent.host
+        strikers = self._by_module.get(agent.name, [])
+        if isinstance(host, FaultyHost):
+            host.aim(strikers)
+        elif host is not None and strikers:
+            agent.host = cast("Any", FaultyHost(agent, host, strikers))
 
     def _strike(self, striker: Striker) -> None:
         """A crash or hang whose time has come; one that finds its instance down waits for the next time."""
         fault, machine = striker.fault, self._kernel.machine
         agent = self._kernel.agents.get(canonical(fault.module))
-        if agent is None:
+        if agent is None or striker.origin_ns is None:
             return
         host: Any = agent.host
         if host is None:
@@ -76,6 +154,16 @@ class FaultPlan:
     def results(self) -> dict[str, dict[str, object]]:
         """Per fault, by name: kind, module, and how often it has struck."""
         return {
-            s.name: {"kind": s.fault.kind, "module": s.fault.module, "fired": s.fired, "at_ns": s.fault.at_ns}
+            s.name: {"kind": s.fault.kind, "module": s.fault.module, "fired": self.fired(s), "at_ns": s.fault.at_ns}
             for s in self.strikers
         }
+
+    def fired(self, striker: Striker) -> int:
+        """How often a fault has struck; for one of a device, the commands that its rule struck."""
+        device = self._devices.get(striker.index)
+        return striker.fired if device is None else device.struck
+
+    def failures(self) -> dict[str, str]:
+        """Device faults, by name, that did not come to pass: place, rule, and what the module said."""
+        failed = {s.name: self._devices[s.index].problem() for s in self.strikers if s.index in self._devices}
+        return {name: text for name, text in failed.items() if text}

@@ -16,6 +16,7 @@ from uxk.errors import ConfigError, UsageError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.kernel import Kernel
 from uxk.scenario.workload import Generator
+from uxk.subsystems.blk.port import DiskPort
 from uxk.uapi.info import Record
 
 STALL_NS: Final = 120_000_000_000
@@ -111,7 +112,9 @@ def _nothing_lost(run: Watched) -> str:
 def _held(generator: Generator) -> int:
     """Requests of a workload's that the kernel has."""
     port = generator.port
-    table = port.target.requests
+    if isinstance(port, DiskPort):
+        return port.under_way
+    table = generator.agent.requests
     return sum(batch.port is port for book in (table.inflight, table.backlog) for batch in book.values())
 
 

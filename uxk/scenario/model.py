@@ -94,6 +94,17 @@ class OpenLoop(Workload, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 
 
 AnyWorkload: TypeAlias = ClosedLoop | OpenLoop
+
+
+class BlockQueues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The block layer between workloads and disks: attached if a scenario has a table ``[blk]``."""
+
+    cpus: Annotated[int, Meta(ge=1, le=1024)] = 4
+    """Emulated CPUs, over which clients are spread."""
+    devices: dict[str, dict[str, Any]] = {}
+    """By device: attributes under ``queue/`` with their values, those of the scheduler in a table ``iosched``."""
+
+
 Operator: TypeAlias = Literal["==", "!=", "<", "<=", ">", ">="]
 
 
@@ -132,6 +143,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """When to end: a time in nanoseconds, or when nothing is left to do."""
     modules: tuple[Load, ...] = ()
     subsystems: dict[str, dict[str, Any]] = {}
+    blk: BlockQueues | None = None
+    """Request queues for devices of class ``block``: docs/block-layer.md."""
     workloads: tuple[AnyWorkload, ...] = ()
     faults: tuple[Fault, ...] = ()
     checks: tuple[Check, ...] = ()

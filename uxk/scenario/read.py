@@ -156,7 +156,7 @@ def _prepared_union(value: Any, info: mi.UnionType, place: str, unit: str) -> An
         tag = value.get(field, _TAG_DEFAULT.get(field))
         for struct in structs:
             if struct.tag == tag:
-                return {**_prepared_table(value, struct, place), field: tag}
+                return {**_prepared_table(value, struct, place), **({field: tag} if field else {})}
         return value
     for arm in info.types:
         metadata = arm if isinstance(arm, mi.Metadata) else None

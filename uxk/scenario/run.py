@@ -17,7 +17,7 @@ from uxk.kernel.agent import KernelAgent
 from uxk.kernel.devices import Device
 from uxk.kernel.dispatcher import Goal
 from uxk.kernel.kernel import Kernel
-from uxk.scenario import invariants, subsystems
+from uxk.scenario import blk, invariants, subsystems
 from uxk.scenario.find import open_scenario
 from uxk.scenario.folder import RunFolder, read_costs
 from uxk.scenario.invariants import INVARIANTS, Watched
@@ -25,6 +25,7 @@ from uxk.scenario.model import Load, Scenario
 from uxk.scenario.read import with_options
 from uxk.scenario.results import Result, Verdict, check_path, expects_failure, judge, kernel_figures, module_figures
 from uxk.scenario.workload import Generator
+from uxk.subsystems.blk.layer import BlockLayer
 from uxk.uapi.info import Record
 
 
@@ -119,8 +120,10 @@ class Runner:
         self._watched = Watched(self.kernel)
         self._plan = FaultPlan(self.kernel, scenario.faults)
         self._subsystems: dict[str, subsystems.Running] = {}
+        self._blk: BlockLayer | None = None
         self._drive: dict[str, Any] = {}
         self._drive_failed: list[Verdict] = []
+        self._faults_failed: list[Verdict] = []
         self._broken: dict[str, str] = {}
         self._goal: Goal | None = None
         self._origin_ns = 0
@@ -151,6 +154,7 @@ class Runner:
                     self._broken.setdefault("progress", str(stalled))
                 self._judge_during()
                 values, notes = self._values(), self._watched.notes()
+                self._faults_failed = [Verdict(f"fault {k}", False, v) for k, v in self._plan.failures().items()]
                 for generator in self._watched.generators:
                     generator.stop()
                 virtual_ns, events, event_hash = kernel.now_ns, kernel.machine.hash.count, kernel.event_hash()
@@ -164,7 +168,7 @@ class Runner:
         names = [*scenario.invariants, *(name for name in self._broken if name not in scenario.invariants)]
         return Result(
             scenario, kernel.seed, values,
-            checks=[*(judge(values, check) for check in scenario.checks), *self._drive_failed],
+            checks=[*(judge(values, check) for check in scenario.checks), *self._drive_failed, *self._faults_failed],
             invariants=[self._verdict(name) for name in names],
             event_hash=event_hash, events=events, virtual_ns=virtual_ns, host_ns=host_ns,
             costs_ns=dict(sorted(kernel.machine.costs_ns.items())),
@@ -175,6 +179,7 @@ class Runner:
 
     async def _set_up(self) -> None:
         kernel, scenario = self.kernel, self.scenario
+        self._blk = blk.attach(kernel, scenario.blk)
         for number, load in enumerate(scenario.modules):
             try:
                 await self._load(load)
@@ -182,6 +187,8 @@ class Runner:
                 file = f"{self._where}: " if self._where else ""
                 exc.args = (f"{file}modules[{number}]: {exc.args[0]}", *exc.args[1:])
                 raise
+        if self._blk is not None and scenario.blk is not None:
+            blk.set_options(self._blk, scenario.blk)
         self._subsystems = subsystems.attach_all(kernel, scenario.subsystems)
         self._watched.refresh()
         self._watched.generators = [Generator(kernel, spec, self._device(spec.device)) for spec in scenario.workloads]
@@ -303,6 +310,7 @@ class Runner:
             "modules": {name: module_figures(agent) for name, agent in self._watched.agents.items()},
             "workloads": {g.spec.name: g.results() for g in self._watched.generators},
             "faults": self._plan.results(),
+            **({} if self._blk is None else {"blk": dict(self._blk.results())}),
             "subsystems": {name: dict(running.results()) for name, running in self._subsystems.items()},
             "drive": self._drive,
             "kernel": kernel_figures(self.kernel),

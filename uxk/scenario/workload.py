@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from uxk.core.histogram import Histogram
 from uxk.core.lifecycle import ModuleState
 from uxk.errors import RequestError, RingFull, errno_name
+from uxk.kernel.agent import KernelAgent
 from uxk.kernel.devices import Device
 from uxk.kernel.kernel import Kernel
 from uxk.scenario.choices import gaps_ns, operations
@@ -62,7 +63,12 @@ class Generator:
         self.reads = self.writes = self.verified = self.mismatches = self.unexpected = 0
         self.errors: dict[str, int] = {}
         self.latency = Histogram()
-        self.port = device.agent.open_port(f"workload/{spec.name}", self._on_completions)
+        self.port = device.gate.open_port(f"workload/{spec.name}", self._on_completions)
+
+    @property
+    def agent(self) -> KernelAgent:
+        """The instance that serves its device."""
+        return self._device.agent
 
     def start(self) -> None:
         """Begins at ``start_ns`` from now."""
