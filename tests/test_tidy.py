@@ -35,6 +35,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 ROOM_OF_FILE = {
     "uxk/__init__.py": "facade", "uxk/__main__.py": "cli", "uxk/errors.py": "errors", "uxk/limits.py": "limits",
     "uxk/context.py": "sdk", "uxk/driver.py": "sdk", "uxk/ml.py": "sdk", "uxk/module.py": "sdk",
+    "uxk/submission.py": "sdk",
 }  # fmt: skip
 """Files that are not in a room's folder."""
 
@@ -42,9 +43,11 @@ FACADE_USERS = frozenset({"scenario", "testing", "cli"})
 """Rooms above all that the facade names, which may therefore ``import uxk``."""
 
 PUBLIC_MODULES = frozenset({
-    "uxk.subsystems.lfs.hint", "uxk.subsystems.lfs.miniature", "uxk.subsystems.lfs.policies",
+    "uxk.subsystems.lfs.hint", "uxk.subsystems.lfs.miniature", "uxk.subsystems.lfs.policies", "uxk.uapi.blk",
+    "uxk.core.params.parse_integer", "uxk.core.suggest.did_you_mean",
 })  # fmt: skip
-"""What loadable modules may import beside ``uxk`` itself: with it, agents try policies as the kernel runs them."""
+"""What loadable modules may import beside ``uxk`` itself: agents try policies as the kernel runs them, drivers and
+their clients share the words of block devices."""
 
 EXTRAS = frozenset({"*"})
 """Whatever pyproject.toml declares, optional dependencies included."""

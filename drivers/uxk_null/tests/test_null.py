@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import uxk
 import uxk_null
 from uxk.testing import Ledger, boot, crash
+from uxk.uapi.blk import Extent, limits_of, unpack_extents
 
 
 async def statuses(module: uxk.Module, *requests: dict[str, Any]) -> list[int]:
@@ -63,8 +65,34 @@ async def test_reads_are_bounded() -> None:
 async def test_other_opcodes() -> None:
     async with boot() as kernel:
         null = await kernel.modprobe("null")
-        opcodes = (uxk.Op.NOP, uxk.Op.FLUSH, uxk.Op.CALL, uxk.Op.IOCTL, uxk.Op.PRIVATE, 7)
+        opcodes = (uxk.Op.NOP, uxk.Op.FLUSH, uxk.Op.CALL, uxk.Op.IOCTL, uxk.Op.PRIVATE, 15)
         assert await statuses(null, *({"opcode": opcode} for opcode in opcodes)) == [0, 0, 95, 95, 95, 95]
+
+
+async def test_it_is_a_disk_without_anything_allocated() -> None:
+    async with boot() as kernel:
+        null = await kernel.modprobe("null", size="1MiB")
+        limits = limits_of(kernel.devices.devices["null0"].properties)
+        assert limits is not None
+        assert (limits.capacity_bytes, limits.write_cache, limits.fua) == (1 << 20, 0, 0)
+        reply = await null.submit(opcode=uxk.Op.EXTENTS, offset=4096, length=8192)
+        assert unpack_extents(reply.payload) == [Extent(8192, hole=True, zero=True)]
+
+
+async def test_reads_into_memory_that_is_lent() -> None:
+    async with boot() as kernel:
+        with kernel.dma_pool("test", 8192) as pool:
+            null = await kernel.modprobe("null")
+            cap = pool.cap_for(kernel.agents["null"])
+            pool.view[:] = b"x" * 8192
+            read: dict[str, Any] = {"opcode": uxk.Op.READ, "length": 4096}
+            reply = await null.submit(**read, region=cap, buffer=2048)
+            assert (reply.payload, reply.result) == (b"", 4096)
+            assert bytes(pool.view) == b"x" * 2048 + bytes(4096) + b"x" * 2048
+            assert await statuses(
+                null, {**read, "region": cap, "buffer": 8192}, {**read, "region": cap, "buffer": 1 << 40},
+                {**read, "region": cap + 1000}, {"opcode": uxk.Op.WRITE, "length": 4096, "region": cap},
+            ) == [errno.EFAULT, errno.EFAULT, errno.EFAULT, 0]  # fmt: skip
 
 
 async def test_latency_is_virtual_and_can_be_changed() -> None:

@@ -1,0 +1,219 @@
+"""One controller: takes commands from its queues, answers each with a status; knows no clock but ``now_ns``.
+
+Plain reads and writes go by a fast path, a batch at a time; everything else goes through the tables of
+:mod:`uxk_nvme.admin` and :mod:`uxk_nvme.io`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from uxk_nvme.command import Command
+from uxk_nvme.events import INVALID_DOORBELL, NAMESPACE_CHANGED, Events
+from uxk_nvme.features import Features
+from uxk_nvme.inject import struck
+from uxk_nvme.iommu import OFFSET_BITS
+from uxk_nvme.logs import ErrorLog
+from uxk_nvme.namespaces import Namespace
+from uxk_nvme.queues import Done, Fast, Item, ReplyQueue
+from uxk_nvme.spec import MORE, PSDT_SGL, TRANSFER_MAX_BYTES, Io, Refused, Status, final
+
+if TYPE_CHECKING:
+    from uxk_nvme.subsystem import Subsystem
+
+Handler: TypeAlias = Callable[[Command], "int | None"]
+"""Acts on a command; returns when it is done, in nanoseconds, or None if its answer comes otherwise."""
+
+_READ: Final = Io.READ | PSDT_SGL << 8
+_WRITE: Final = Io.WRITE | PSDT_SGL << 8
+CHANGED_MAX: Final = 1024
+
+
+class Controller:
+    """State of one controller of the subsystem: what is attached, features, events, errors, counters."""
+
+    __slots__ = (
+        "active", "admin_table", "changed", "cntlid", "errors", "events", "fabrics", "features", "host", "host_id",
+        "io_table", "lost", "port", "queue_limit", "queues", "seen_ns", "subsystem", "warned",
+    )  # fmt: skip
+
+    def __init__(
+        self, subsystem: Subsystem, cntlid: int, *, host: str, host_id: bytes, port: int, fabrics: bool,
+        tables: tuple[Mapping[int, Handler], Mapping[int, Handler]], saved: dict[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.subsystem = subsystem
+        self.cntlid = cntlid
+        self.host = host
+        """Host NQN; empty for the kernel's own driver."""
+        self.host_id = host_id
+        self.port = port
+        """Of which of the driver's clients it is; 0: the kernel."""
+        self.fabrics = fabrics
+        """Whether commands come as capsules: there are no queues to create then."""
+        self.admin_table, self.io_table = tables
+        self.queue_limit = subsystem.queue_limit
+        self.queues: dict[int, ReplyQueue] = {}
+        """By queue identifier; 0 is the admin queue."""
+        self.events = Events()
+        self.features = Features(self, {} if saved is None else saved)
+        self.features.host_id = host_id.ljust(16, b"\0")[:16]
+        self.errors = ErrorLog()
+        self.active: dict[int, Namespace] = subsystem.namespaces.active_of(cntlid)
+        self.seen_ns = 0
+        """When the host was last heard."""
+        self.warned = 0
+        """Critical warnings that were reported."""
+        self.changed: dict[int, None] = {}
+        """NSIDs that have changed since the log was read."""
+        self.lost: dict[tuple[ReplyQueue, int], None] = {}
+        """Commands that a fault has swallowed: only Abort ends them."""
+
+    @property
+    def has_io_queues(self) -> bool:
+        """Whether there are others than the admin queue."""
+        return any(self.queues)
+
+    # --- the ways in ---
+
+    def run_admin(self, queue: ReplyQueue, entries: Sequence[Fast], now_ns: int) -> None:
+        """Executes a batch of admin commands."""
+        ready: list[Item] = []
+        for index, entry in enumerate(entries):
+            self._execute(queue, index, entry, self.admin_table, now_ns, ready)
+        if ready:
+            queue.post(ready)
+        self.subsystem.settle(now_ns)
+
+    def run_io(self, queue: ReplyQueue, entries: Sequence[Fast], now_ns: int) -> None:
+        """Executes a batch of I/O commands."""
+        subsystem = self.subsystem
+        ready: list[Item] = []
+        if subsystem.slow or subsystem.faults.active:
+            for index, entry in enumerate(entries):
+                self._execute(queue, index, entry, self.io_table, now_ns, ready)
+        else:
+            self._run_fast(queue, entries, now_ns, ready)
+        if ready:
+            subsystem.counters.immediate += len(ready)
+            queue.post(ready)
+        subsystem.settle(now_ns)
+
+    def _run_fast(self, queue: ReplyQueue, entries: Sequence[Fast], now_ns: int, ready: list[Item]) -> None:
+        """Reads and writes without flags, of whole and attached namespaces; the rest is executed as it comes.
+
+        Neighbours mostly address the same namespace and the same memory: what is known of those is kept.
+        """
+        subsystem = self.subsystem
+        later, latencies = subsystem.later, subsystem.counters.latencies
+        read, write, active = subsystem.medium.read, subsystem.medium.write, self.active
+        append = append_later = ready.append
+        nsid = handle = last_ns = -1
+        blocks = shift = base = start = equal = 0
+        view, last, readonly = memoryview(b""), -1, True
+        for index, entry in enumerate(entries):
+            head, address, length, slba, control = entry
+            if head >> 32 != nsid:
+                namespace, nsid = active.get(head >> 32), head >> 32
+                blocks = namespace.blocks if namespace is not None and namespace.writable else 0
+                if namespace is not None:
+                    shift, base = namespace.shift, namespace.base
+            if address >> OFFSET_BITS != handle:
+                handle = address >> OFFSET_BITS
+                view, last, readonly = subsystem.iommu.whole(handle)
+                start = handle << OFFSET_BITS
+            offset, key = address - start, head & 0xFFFF
+            # Equal lengths mean that there are no flags beside NLB, the longest transfer being what it is.
+            if (
+                (key != _READ and key != _WRITE) or slba + control >= blocks or length != control + 1 << shift
+                or length > TRANSFER_MAX_BYTES or offset + length > last or (readonly and key == _READ)
+            ):  # fmt: skip
+                self._execute(queue, index, entry, self.io_table, now_ns, ready)
+                continue
+            data = view[offset : offset + length]
+            if key == _READ:
+                due_ns = read(base + (slba << shift), data, now_ns)
+            else:
+                due_ns = write(base + (slba << shift), data, now_ns)
+            if due_ns <= now_ns:
+                if due_ns >= 0:
+                    append(head >> 16 & 0xFFFF)
+                else:
+                    append(self._failed(Command(self, queue, queue.dwords(index), entry, now_ns), -due_ns))
+                continue
+            if due_ns != last_ns:
+                latencies.append((last_ns - now_ns, equal))
+                last_ns, append_later, equal = due_ns, later.bucket(due_ns, queue).append, 0
+            equal += 1
+            append_later(head >> 16 & 0xFFFF)
+        latencies.append((last_ns - now_ns, equal))
+
+    def _execute(
+        self, queue: ReplyQueue, index: int, entry: Fast, table: Mapping[int, Handler], now_ns: int, ready: list[Item]
+    ) -> None:
+        """One command by its handler; what is done at once goes to ``ready``."""
+        cmd = Command(self, queue, queue.dwords(index), entry, now_ns)
+        extra_ns, status = 0, 0
+        due_ns: int | None = now_ns
+        subsystem = self.subsystem
+        subsystem.counters.count(cmd.opcode, admin=table is self.admin_table)
+        try:
+            if entry[0] >> 8 & 3:  # FUSES says that there are no fused operations
+                raise Refused(Status.INVALID_FIELD, byte=1)
+            handler = table.get(cmd.opcode)
+            if handler is None:
+                raise Refused(Status.INVALID_OPCODE, byte=0)
+            if subsystem.faults.active:
+                action = struck(cmd, admin=table is self.admin_table)
+                if action is not None:
+                    if action.lost:
+                        self.lost[queue, cmd.tag] = None
+                        return
+                    extra_ns, status = action.delay_ns, action.status
+            if not status:
+                due_ns = handler(cmd)
+        except Refused as refusal:
+            status = self.errors.note(cmd, refusal.status, refusal.location)
+        else:
+            if status:
+                status = self.errors.note(cmd, status, 0xFFFF)
+        if due_ns is None:
+            return
+        extra_ns += subsystem.extra_latency_ns if table is self.io_table else 0
+        due_ns = max(due_ns, now_ns) + extra_ns
+        if cmd.edit is not None:
+            cmd.dw0 = cmd.edit
+        item: Item = Done(cmd.tag, status, cmd.dw0) if status or cmd.dw0 else cmd.tag
+        if due_ns <= now_ns:
+            ready.append(item)
+        else:
+            if table is self.io_table:
+                subsystem.counters.latencies.append((due_ns - now_ns, 1))
+            subsystem.later.bucket(due_ns, queue).append(item)
+
+    def _failed(self, cmd: Command, status: int) -> Done:
+        return Done(cmd.tag, self.errors.note(cmd, final(status), 0xFFFF))
+
+    # --- what happens to it ---
+
+    def abort(self, queue: ReplyQueue, tag: int) -> bool:
+        """Ends a command that is under way, with Command Abort Requested; False if there is none (any more)."""
+        known = (queue, tag) in self.lost
+        if known:
+            del self.lost[queue, tag]
+        if not (known or self.events.let_go(queue, tag) or self.subsystem.later.take(queue, tag)):
+            return False
+        queue.post([Done(tag, Status.ABORTED)])
+        return True
+
+    def bad_doorbell(self) -> None:
+        """A doorbell had a value that cannot be: an entry in the error log, and an event."""
+        self.errors.note(None, int(Status.INVALID_FIELD) | MORE, 0xFFFF)
+        self.events.happen(INVALID_DOORBELL)
+
+    def namespace_changed(self, nsid: int) -> None:
+        """One of its namespaces came, went, or looks different."""
+        self.active = self.subsystem.namespaces.active_of(self.cntlid)
+        if len(self.changed) <= CHANGED_MAX:
+            self.changed[nsid] = None
+        self.events.happen(NAMESPACE_CHANGED)

@@ -1,0 +1,1 @@
+"""Flash behind a page-mapped translation layer: dies that are busy, lines that are collected, cells that wear."""
