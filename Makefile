@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 SCENARIO ?= lfs-gc
-PYTEST ?= -n 2
+PYTEST ?= -n 2 --dist loadgroup
 BENCH ?=
 CLEAN := build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 

@@ -7,6 +7,8 @@ Each document is a session in an empty folder, from top to bottom:
   ``console background`` starts its command, waits for the output shown, and lets it run on (another terminal);
 * the ``python`` blocks without a file run in one interpreter, at the end.
 
+``<!-- needs: NAMES -->`` names programs of others; where one is missing, the session is skipped.
+
 Tables between ``<!-- table: NAME -->`` and ``<!-- /table -->`` are made from the code.  ``UXK_UPDATE_DOCS=1`` writes
 tables and outputs anew; read the difference before you believe it.
 """
@@ -37,7 +39,7 @@ import msgspec.inspect as mi
 import pytest
 
 import uxk
-from uxk import cli, context, errors, limits, ml
+from uxk import cli, context, errors, limits, ml, submission
 from uxk.core import action, dataset, mlmodel, mode
 from uxk.core.account import COUNTERS, GAUGES
 from uxk.core.lifecycle import TRANSITIONS
@@ -109,6 +111,11 @@ def steps(block: Block) -> list[Step]:
     assert not parts[0].strip(), f"line {block.line}: output without a command"
     pairs = zip(parts[1::2], parts[2::2], strict=True)
     return [Step(re.sub(r"\\\n\s*", "", command).strip(), shown, f"$ {command}") for command, shown in pairs]
+
+
+def needs(text: str) -> list[str]:
+    """Programs of others without which a document's session cannot run: ``<!-- needs: NAMES -->``."""
+    return " ".join(re.findall(r"<!-- needs: (.*) -->", text)).split()
 
 
 def prose(text: str) -> str:
@@ -255,6 +262,8 @@ def perform(session: Session, block: Block) -> str:
 @documents
 def test_document_is_true(path: Path, binaries: Path) -> None:
     text = path.read_text("utf-8")
+    if missing := [name for name in needs(text) if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     found = blocks(text)
     folder = Path(tempfile.mkdtemp(prefix="uxk-"))  # short: it holds sockets
     session = Session(folder, binaries)
@@ -586,6 +595,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mlagent": lambda: methods_table(uxk.MLAgent, ("the kernel's side",)), "online": lambda: methods_table(ml.Online),
     "context": lambda: methods_table(context.Context, ("staging",)),
     "reply": lambda: methods_table(context.Reply),
+    "submissionqueue": lambda: methods_table(submission.SubmissionQueue),
     "extension": lambda: methods_table(uxk.Extension),
     "kernel": lambda: methods_table(kernel.Kernel), "module": lambda: methods_table(module.Module),
     "port": lambda: methods_table(ports.Port), "file": lambda: methods_table(chardev.File),

@@ -43,6 +43,12 @@ def test_example_prints_what_is_expected(example: Path) -> None:
     assert output == expected.read_text("utf-8")
 
 
+def test_the_document_shows_the_driver_as_it_is() -> None:
+    driver = (ROOT / "examples/ramdisk.py").read_text("utf-8")
+    assert f"```python file=ramdisk.py\n{driver}```\n" in (ROOT / "docs/block-driver.md").read_text("utf-8")
+    assert driver.count("\n") <= 60, "60 lines are promised"
+
+
 def test_every_expectation_has_its_example() -> None:
     stems = {path.stem for path in EXAMPLES}
     assert {path.stem for path in (ROOT / "examples").glob("*.expected")} == stems
