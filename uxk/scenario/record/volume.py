@@ -72,6 +72,16 @@ def loop_device(folder: Path, size_bytes: int) -> Iterator[str]:
         yield device
     finally:
         tool("losetup", "--detach", device)
+        _wait_detached(device, backing)
+
+
+def _wait_detached(device: str, backing: Path) -> None:
+    """The kernel lets go of a loop device when its last user has closed it, which umount may leave to be done later."""
+    named = Path("/sys/block", Path(device).name, "loop", "backing_file")
+    until_s = time.monotonic() + _BUSY_S
+    with suppress(OSError):  # gone
+        while named.read_text().startswith(str(backing)) and time.monotonic() < until_s:
+            time.sleep(_RETRY_S)
 
 
 @contextmanager
