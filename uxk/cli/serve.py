@@ -33,7 +33,8 @@ _EPILOG: Final = """\
 examples:
   uxk serve nbd nvme -p size=256MiB --unix /tmp/disk.sock
   uxk serve nbd mydriver.py --tcp 127.0.0.1:10809 --export scratch
-  uxk serve nvme-tcp nvme -p size=1GiB --tcp 127.0.0.1:4420 --nqn nqn.2026-11.example.uxk:one
+  uxk serve nvme-tcp nvme -p size=256MiB --tcp 127.0.0.1:4420 --nqn nqn.2026-11.example.uxk:one
+  uxk serve nbd nvme -p size=8GiB -p backing=sparse:disk.img --arena 9GiB --unix /tmp/disk.sock
   uxk -k kernel.socket serve nbd nvme0n1 --unix /tmp/disk.sock
 """
 
