@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import uxk
+from uxk.actor.actor import Crash
 from uxk.kernel.kernel import Kernel
 from uxk.subsystems.blk.disk import Disk
 from uxk.subsystems.blk.layer import BlockLayer
@@ -143,6 +144,12 @@ class Lab:
     async def run(self) -> None:
         """Until nothing is left to do."""
         await self.kernel.run()
+
+    def crash(self) -> None:
+        """The driver dies, here and now."""
+        agent = self.kernel.agents["blkram"]
+        if agent.host is not None:
+            agent.on_crash(agent, Crash("test", "Test", "died", ""))
 
     def set(self, name: str, value: object) -> None:
         """Writes an attribute under ``queue``."""

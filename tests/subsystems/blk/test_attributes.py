@@ -197,17 +197,19 @@ async def test_a_resize_takes_effect_and_is_told(lab: Any) -> None:
         {"capacity_bytes": str(1 << 64)}, {"write_cache": "2"},
     ],
 )  # fmt: skip
-async def test_a_driver_that_talks_nonsense_loses_its_disk_and_gets_a_line_in_the_log(
-    lab: Any, wrong: dict[str, str]
-) -> None:
+async def test_a_driver_that_talks_nonsense_gets_a_line_in_the_log_and_no_disk(lab: Any, wrong: dict[str, str]) -> None:
     async with lab() as it:
         device = it.kernel.devices.get("blkram0")
         properties = {k: v for k, v in device.properties.items() if k not in ("class", "module", "name")}
+        it.kernel.devices.remove(device)
         it.kernel.devices.add(device.agent, "blkram0", {**properties, **wrong})
         assert it.layer.disks == {}
         assert any(record.text.startswith("no disk: ") for record in it.kernel.kmsg.records(source="blkram"))
         it.kernel.devices.add(device.agent, "blkram0", properties)
         assert list(it.layer.disks) == ["blkram0"]
+        it.kernel.devices.add(device.agent, "blkram0", {**properties, **wrong})
+        assert list(it.layer.disks) == ["blkram0"], "a disk is not taken from its clients for that"
+        assert it.kernel.kmsg.records(source="blkram")[-1].text.startswith("blkram0 keeps what it had: ")
 
 
 async def test_numbers_of_cpus() -> None:

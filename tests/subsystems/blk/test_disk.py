@@ -345,3 +345,43 @@ async def test_the_accounts_of_client_and_driver_agree_with_what_was_moved(lab: 
         assert f"0:{160 * KB}" in " ".join(said)
         assert "5:0" in " ".join(said)
         it.check_empty()
+
+
+async def test_an_empty_batch_is_nothing(lab: Any) -> None:
+    async with lab() as it:
+        client = it.client()
+        assert client.submit() == []
+        it.set("scheduler", "mq-deadline")
+        assert client.submit() == []
+        it.kernel.open_port("blkram0", client.order.append).submit_batch([])
+        await it.run()
+        assert it.medium.seen == []
+        assert client.order == []
+        it.check_empty()
+
+
+async def test_an_idle_disk_takes_one_batch_of_any_size(lab: Any) -> None:
+    async with lab(depth=8) as it:
+        client, most = it.client(), it.disk.waiting_max
+        cids = client.submit(*[read(n * 1024, 512) for n in range(most + 50)])
+        with pytest.raises(RingFull, match=f"{most + 50} are waiting, at most {most}"):
+            client.submit(read(0, 512))
+        await it.run()
+        assert client.status(cids) == [0] * (most + 50)
+        it.check_empty()
+
+
+@pytest.mark.parametrize("fua", [0, 1])
+async def test_zeroes_with_flushes_are_written_too_where_the_driver_cannot(lab: Any, fua: int) -> None:
+    async with lab(fua=fua) as it:
+        it.medium.judge = lambda request: errno.EOPNOTSUPP if request.opcode == Op.WRITE_ZEROES else 0
+        client = it.client()
+        it.medium.cache[:] = it.medium.platter[:] = b"x" * SIZE
+        flags = int(IoFlag.FUA | IoFlag.PREFLUSH)
+        cids = client.submit(Request(0, Op.WRITE_ZEROES, b"", 0, 128 * KB, flags=flags))
+        cids += client.submit(write(512 * KB, b"y" * 512, flags=flags))
+        await it.run()
+        assert client.status(cids) == [0, 0]
+        assert it.medium.platter[: 128 * KB] == bytes(128 * KB)
+        assert it.medium.platter[128 * KB] == ord("x")
+        it.check_empty()

@@ -43,7 +43,7 @@ def test_the_short_way_is_open_only_to_what_the_queue_would_let_pass(
     sums = plain_sums(requests, limits.plain)
     if sums is None:
         return
-    reads, read_bytes, written_bytes = sums
+    reads, read_bytes, written_bytes, inline = sums
     for request in requests:
         assert request.opcode in (Op.READ, Op.WRITE)
         assert refusal(request, length_of(request), limits) == 0
@@ -59,6 +59,7 @@ def test_the_short_way_is_open_only_to_what_the_queue_would_let_pass(
             or (first.region != second.region or (first.flags | second.flags) & NOMERGE)
         )
     assert reads == sum(r.opcode == Op.READ for r in requests)
+    assert inline == any(r.opcode == Op.READ and not r.region for r in requests)
     assert read_bytes == sum(r.length for r in requests if r.opcode == Op.READ)
     assert written_bytes == sum(r.length for r in requests if r.opcode == Op.WRITE)
 

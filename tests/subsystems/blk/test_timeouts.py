@@ -125,3 +125,40 @@ async def test_what_the_queue_does_not_know_is_not_repeated(lab: Any) -> None:
         assert client.status(cids) == [errno.ETIMEDOUT]
         assert len(it.medium.seen) == 1
         it.check_empty()
+
+
+@pytest.mark.parametrize("short_way", [True, False])
+async def test_a_shorter_time_counts_at_once(lab: Any, short_way: bool) -> None:
+    async with lab(manifest={"watchdog": uxk.Watchdog(timeouts_max=100)}) as it:
+        if not short_way:
+            it.set("scheduler", "mq-deadline")
+        it.set("io_timeout", 20_000)
+        it.medium.swallow = lambda request: True
+        client, answered_ns = it.client(), list[int]()
+        client.on_answer = lambda: answered_ns.append(it.kernel.now_ns)
+        client.submit(Request(0, Op.READ, b"", 0, 512))
+        await it.kernel.sleep_ns(1000 * MS)
+        it.set("io_timeout", 2_000)
+        await it.kernel.sleep_ns(500 * MS)
+        client.submit(Request(0, Op.READ, b"", 8192, 512))
+        it.set("io_timeout", 100)  # the first is late already
+        await it.run()
+        assert answered_ns == [1600 * MS, 1700 * MS]
+        assert it.disk.timeouts.aborted == 4
+        it.check_empty()
+
+
+async def test_a_longer_time_counts_at_once_and_none_is_left_to_the_kernel(lab: Any) -> None:
+    manifest = {"watchdog": uxk.Watchdog(request_timeout_ns=3000 * MS, timeouts_max=100)}
+    for later_ms, expected_ms in ((1000, 2000), (3000, 6000), (60_000, 6000)):
+        async with lab(manifest=manifest) as it:
+            it.set("io_timeout", 100)
+            it.medium.swallow = lambda request: True
+            client, answered_ns = it.client(), list[int]()
+            client.on_answer = lambda it=it, told=answered_ns: told.append(it.kernel.now_ns)
+            client.submit(Request(0, Op.READ, b"", 0, 512))
+            it.set("io_timeout", later_ms)
+            await it.run()
+            assert answered_ns == [expected_ms * MS]
+            assert it.disk.timeouts.aborted == (2 if later_ms == 1000 else 0)
+            it.check_empty()

@@ -1,4 +1,7 @@
-"""Whether a disk can be asked for what a client asks: the answers of Linux's submit_bio_noacct (block/blk-core.c)."""
+"""Whether a disk can be asked for what a client asks: the answers of Linux's submit_bio_noacct (block/blk-core.c).
+
+And whether what its driver answers can be.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import errno
 
 from uxk.limits import PAYLOAD_MAX_BYTES
 from uxk.subsystems.blk.limits import QueueLimits
-from uxk.subsystems.blk.request import DISCARD, EXTENTS, FLUSH, READ, WRITE, ZEROES
-from uxk.uapi.entries import Request
+from uxk.subsystems.blk.request import DISCARD, EXTENTS, FLUSH, READ, WRITE, ZEROES, Rq
+from uxk.uapi.entries import Completion, Request
 
 
 def length_of(request: Request) -> int:
@@ -47,3 +50,17 @@ def refusal(request: Request, length: int, limits: QueueLimits) -> int:
     if offset + length > limits.capacity_bytes:
         return errno.ENOSPC if op == WRITE else errno.EIO
     return 0
+
+
+def verdict(rq: Rq, completion: Completion, *, whole: bool) -> int:
+    """What a driver's answer comes to: its own status, or EIO if it has not moved what it was asked for.
+
+    A part of a read is of no use to anybody.  A part of a write is told to the client, if that asked for no more than
+    this request (``whole``); else nobody knows whose part it is.
+    """
+    if completion.status or rq.opaque:
+        return completion.status
+    if rq.op == READ and not rq.region:
+        return 0 if len(completion.payload) == rq.length else errno.EIO
+    short = not whole and rq.op in (READ, WRITE) and 0 < completion.result < rq.length
+    return errno.EIO if short else 0

@@ -9,7 +9,9 @@ queued or under way, or when it is older than ``prio_aging_expire``.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import ClassVar, Final
 
 from uxk.core.kobject import Attribute, AttributeTable, attribute_table
@@ -212,6 +214,9 @@ class MqDeadline:
 
     def __len__(self) -> int:
         return self._count
+
+    def __iter__(self) -> Iterator[Rq]:
+        return chain.from_iterable(lane.fifo.values() for each in self._classes for lane in each.lanes)
 
 
 def _number(text: str, name: str, least: int, most: int) -> int:

@@ -9,7 +9,6 @@ allows, and what is beyond that is refused with EAGAIN.
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -21,14 +20,14 @@ from uxk.kernel.requests import Door
 from uxk.limits import I64_MAX
 from uxk.subsystems.blk import trace as t
 from uxk.subsystems.blk.answers import Answers
-from uxk.subsystems.blk.checks import known, length_of, refusal
+from uxk.subsystems.blk.checks import length_of, verdict
 from uxk.subsystems.blk.elevator import Scheduler, Shape
 from uxk.subsystems.blk.flush import DATA, FlushMachine
 from uxk.subsystems.blk.hardware import Hardware
+from uxk.subsystems.blk.intake import Intake
 from uxk.subsystems.blk.limits import REQUESTS_DEFAULT, QueueLimits
-from uxk.subsystems.blk.merge import FRONT, join, longest, side_of
 from uxk.subsystems.blk.port import DiskPort, Flight
-from uxk.subsystems.blk.request import DISCARD, EXTENTS, FLUSH, FUA, PREFLUSH, READ, WRITE, ZEROES, Bio, Rq
+from uxk.subsystems.blk.request import READ, ZEROES, Bio, Rq
 from uxk.subsystems.blk.schedulers import make_scheduler
 from uxk.subsystems.blk.stats import Stats
 from uxk.subsystems.blk.timeouts import Timeouts
@@ -37,20 +36,6 @@ from uxk.uapi.entries import Completion, Request
 
 WAITING_MIN: Final = 256
 """Clients' requests that are kept at least, whatever ``nr_requests`` is."""
-_CID_BASE: Final = 1 << 62
-"""Command ids of the queue's own: the driver's never come near."""
-_SPLITS: Final = frozenset({READ, WRITE, DISCARD, ZEROES})
-
-
-class Work:
-    """What is left to do of a client's request."""
-
-    __slots__ = ("at", "bio", "end")
-
-    def __init__(self, bio: Bio, at: int, end: int) -> None:
-        self.bio = bio
-        self.at = at
-        self.end = end
 
 
 class Disk:
@@ -72,6 +57,7 @@ class Disk:
         self.stats = Stats()
         self.trace: t.Tracer = t.Tracer(device.name, minor, cpus)
         self.scheduler: Scheduler = make_scheduler("none", self.shape)
+        self.intake = Intake(self)
         self.hardware = Hardware(self)
         self.answers = Answers(machine, device.name)
         self.flush = FlushMachine(self._start_flush, self._hold, self._end)
@@ -85,11 +71,8 @@ class Disk:
         self.gone = False
         self.clear = self.fast = True
         """Nothing waits here; and nothing is to be done for a simple batch."""
-        self._waiting: deque[Work] = deque()
-        self._plug: list[Rq] | None = None
-        self._switch: Scheduler | None = None
-        self._numbers = 0
-        self._cid = _CID_BASE
+        self.switching: Scheduler | None = None
+        """The scheduler that is to come when the queue has run empty."""
         self._ports_opened = 0
         self.on_switched: Callable[[], None] = _nobody
         """A scheduler was installed: for who shows its attributes."""
@@ -114,15 +97,18 @@ class Disk:
 
     def refresh(self) -> None:
         """After a change of anything that the short way depends on."""
-        plain = not self.gone and self._switch is None and self.scheduler.name == "none" and not self.trace.on
+        plain = not self.gone and self.switching is None and self.scheduler.name == "none" and not self.trace.on
         self._plain = plain and self.limits.iostats
-        self.clear = not (self._waiting or self.hardware.held or len(self.scheduler) or self._switch is not None)
+        self.clear = self._nothing_waits()
         self.fast = self._plain and self.clear
+
+    def _nothing_waits(self) -> bool:
+        return not (self.intake.waiting or self.hardware.held or len(self.scheduler) or self.switching is not None)
 
     @property
     def switching_to(self) -> str:
         """The scheduler that is to come; empty if none is."""
-        return "" if self._switch is None else self._switch.name
+        return "" if self.switching is None else self.switching.name
 
     @property
     def inflight(self) -> str:
@@ -131,7 +117,7 @@ class Disk:
 
     def set_scheduler(self, name: str) -> None:
         """Takes effect when what is in the queue is done; what comes meanwhile waits.  UsageError: unknown."""
-        self._switch = make_scheduler(name, self.shape)
+        self.switching = make_scheduler(name, self.shape)
         self.refresh()
         self.advance()
 
@@ -146,23 +132,21 @@ class Disk:
         return port
 
     def submit(self, port: DiskPort, requests: Sequence[Request]) -> None:
-        """Takes all requests into the queue, or raises: RequestError (ENODEV), RingFull (EAGAIN)."""
+        """Takes all requests into the queue, or raises: RequestError (ENODEV), RingFull (EAGAIN).
+
+        A queue without any takes a batch of any size: it would never have more room.
+        """
         agent, count = self.device.agent, len(requests)
         if self.gone or agent.requests.door is Door.CLOSED:
             raise RequestError(f"{self.name}: the disk is gone", errno=errno.ENODEV)
-        if self.answers.open + count > self.waiting_max:
+        if self.answers.open and self.answers.open + count > self.waiting_max:
             agent.account.reject("queue_full", count)
             raise RingFull(
                 f"{self.name}: {count} more requests: {self.answers.open} are waiting, at most {self.waiting_max}"
             )
         self.answers.expect(count)
         port.under_way += count
-        self._plug = [] if count > 1 else None
-        for request in requests:
-            self._accept(port, request)
-        plug, self._plug = self._plug, None
-        if plug:
-            self._unplug(plug)
+        self.intake.accept(port, requests)
         self.advance()
 
     def take_over(self, port: DiskPort, request: Request, cid: int, started_ns: int) -> None:
@@ -170,168 +154,36 @@ class Disk:
         length = length_of(request)
         bio = Bio(port, cid, request, length)
         self.answers.expect(1)
-        rq = self._new(bio, request.opcode, 0, length)
+        rq = self.intake.take(bio, request.opcode, 0, length)
         rq.started_ns, rq.retries, rq.counted = started_ns, 1, True
         self.hardware.held.append(rq)
         self.clear = self.fast = False
 
-    # --- in ---
-
-    def _accept(self, port: DiskPort, request: Request) -> None:
-        self._cid = request.cid = self._cid + 1
-        if port.tagged:
-            request.port = port.id
-        length, op = length_of(request), request.opcode
-        bio = Bio(port, request.cid, request, length)
-        if known(op):
-            bio.status = refusal(request, length, self.limits)
-            if bio.status:
-                self.answers.add(bio)
-                return
-            if op == READ or not self.limits.cache:
-                bio.flags &= ~PREFLUSH if op == READ else ~(PREFLUSH | FUA)
-            if not length and not (self.limits.cache and (op == FLUSH or bio.flags & PREFLUSH)):
-                self.answers.add(bio)  # nothing to do
-                return
-            if self.trace.on and op != EXTENTS:
-                self.trace.of_bio(self.machine.now_ns, t.QUEUE, bio, 0, length)
-        work = Work(bio, 0, length)
-        if self._waiting or self._switch is not None or not self._carve(work):
-            if self.trace.on:
-                self.trace.of_bio(self.machine.now_ns, t.SLEEPRQ, bio, work.at, length - work.at)
-            self._waiting.append(work)
-
-    def _carve(self, work: Work) -> bool:
-        """Turns a client's request into requests for the driver; False if there is no tag for all of it yet."""
-        bio, limits = work.bio, self.limits
-        op = WRITE if bio.op == ZEROES and not limits.zeroes_bytes else bio.op
-        while True:
-            at, rest = work.at, work.end - work.at
-            count = rest
-            if op in _SPLITS:
-                most = limits.zeroes_bytes if op == ZEROES else longest(op, bio.request.region, limits)
-                if op != bio.op:  # zeroes are written from inside the entry
-                    most = limits.inline_bytes
-                count = min(rest, max(most, limits.block_mask + 1))
-            if not (rest and op == bio.op and self._merge(bio, at, count)):
-                if self.tags_used >= self.nr_requests:
-                    return False
-                self._enter(self._begin(bio, op, at, count))
-            work.at = at + count
-            if work.at >= work.end:
-                return True
-            if self.trace.on:
-                self.trace.of_bio(self.machine.now_ns, t.SPLIT, bio, at, rest, number=(bio.offset + work.at) >> 9)
-
-    def _merge(self, bio: Bio, at: int, count: int) -> bool:
-        """Joins a piece to one that waits: the newest of the plug, or any that the scheduler finds."""
-        limits = self.limits
-        if limits.nomerges > 1:
-            return False
-        found, plug = None, self._plug
-        if plug:
-            side = side_of(plug[-1], bio, at, count, limits)
-            found = None if side is None else (plug[-1], side)
-        plugged = found is not None
-        if found is None and not limits.nomerges:
-            found = self.scheduler.merge(bio, at, count)
-        if found is None:
-            return False
-        rq, side = found
-        before = (rq.offset, rq.length)
-        join(rq, bio, at, count, side)
-        if rq.counted:
-            self.stats.merged(rq.group, self.machine.now_ns)
-        if self.trace.on:
-            self.trace.of_bio(self.machine.now_ns, t.FRONTMERGE if side is FRONT else t.BACKMERGE, bio, at, count)
-        absorbed = None if plugged else self.scheduler.joined(rq, before, side)
-        if absorbed is not None:
-            self.tags_used -= 1
-            if absorbed.counted:
-                self.stats.absorbed(absorbed.group, self.machine.now_ns)
-        return True
-
-    def _new(self, bio: Bio, op: int, at: int, count: int) -> Rq:
-        self._numbers += 1
-        port, request = bio.port, bio.request
-        rq = Rq(op, bio.offset + at, count, bio.flags, port.cpu, self._numbers)
-        rq.segments.append((bio, at, count))
-        rq.prio = port.prio
-        rq.hctx = self.shape.hctx_of(port.cpu)
-        if request.region and op == bio.op:
-            rq.region, rq.buffer = request.region, request.buffer + at
-        return rq
-
-    def _begin(self, bio: Bio, op: int, at: int, count: int) -> Rq:
-        """A request with a tag."""
-        rq = self._new(bio, op, at, count)
-        rq.started_ns = now_ns = self.machine.now_ns
-        rq.opaque = op == EXTENTS or not known(op)
-        rq.counted = self.limits.iostats and not rq.opaque
-        self.tags_used += 1
-        if rq.counted:
-            self.stats.begin(rq.group, now_ns)
-        if self.trace.on:
-            self.trace.of_rq(self.machine.now_ns, t.GETRQ, rq)
-        return rq
-
-    def _enter(self, rq: Rq) -> None:
-        """Into the flush machine, the plug, or the scheduler; what is not looked at goes past them."""
-        now_ns = self.machine.now_ns
-        if rq.opaque:
-            self.hardware.held.append(rq)
-        elif (
-            (rq.op == FLUSH or (rq.op != READ and rq.flags & (FUA | PREFLUSH)))
-            and self.limits.cache
-            and self.flush.insert(rq, self.limits, now_ns)
-        ):
-            pass
-        elif self._plug is not None:
-            if self.trace.on and not self._plug:
-                self.trace.of_rq(self.machine.now_ns, t.PLUG, rq)
-            self._plug.append(rq)
-        else:
-            self._insert(rq)
-
-    def _insert(self, rq: Rq) -> None:
-        rq.queued = True
-        self.scheduler.insert(rq, self.machine.now_ns)
-        if self.trace.on:
-            self.trace.of_rq(self.machine.now_ns, t.INSERT, rq)
-
-    def _unplug(self, plug: list[Rq]) -> None:
-        if self.trace.on:
-            self.trace.of_rq(self.machine.now_ns, t.UNPLUG_IO, plug[0], number=len(plug))
-        for rq in plug:
-            self._insert(rq)
+    # --- out ---
 
     def _hold(self, rq: Rq) -> None:
         """Next to go: data of a flush sequence."""
         self.hardware.held.append(rq)
 
     def _start_flush(self) -> None:
-        self._numbers += 1
-        rq = Rq(FLUSH, 0, 0, PREFLUSH, 0, self._numbers)
-        self.hardware.held.append(rq)
-
-    # --- out ---
+        self.hardware.held.append(self.intake.flush())
 
     def advance(self) -> None:
         """Does all that can be done now: tags for who waits, requests for the driver, a scheduler for another."""
         while True:
-            waiting = self._waiting
-            while waiting and self._switch is None and self._carve(waiting[0]):
-                waiting.popleft()
-            self.hardware.run()
-            if self._switch is None or self.tags_used:
+            if self.switching is None:
+                self.intake.advance()
+            if self.hardware.run():  # no answer will come to go on with
+                self._drop()
+            if self.switching is None or self.tags_used:
                 break
-            self._install(self._switch)
-        self.clear = not (self._waiting or self.hardware.held or len(self.scheduler) or self._switch is not None)
+            self._install(self.switching)
+        self.clear = self._nothing_waits()
         self.fast = self._plain and self.clear
         self.answers.soon()
 
     def _install(self, scheduler: Scheduler) -> None:
-        self.scheduler, self._switch = scheduler, None
+        self.scheduler, self.switching = scheduler, None
         usual = self.depth if scheduler.name == "none" else 2 * min(self.depth, REQUESTS_DEFAULT)
         self.set_requests(usual)
         self.on_switched()
@@ -346,16 +198,21 @@ class Disk:
             self.trace.of_rq(self.machine.now_ns, t.COMPLETE, rq, error=status)
         if rq.queued:
             self.scheduler.completed(rq)
+        if status == errno.EOPNOTSUPP and rq.op == ZEROES:
+            if not self.gone:
+                self._without_zeroes(rq)
+                return
+            completion = Completion(0, errno.ENODEV)  # nobody can write them any more
         if not rq.segments:
-            if self.limits.iostats:
+            if self.limits.iostats and rq.issued_ns >= 0:
                 self.stats.flushed(now_ns - rq.issued_ns)
             self.flush.flushed(status, now_ns)
         elif rq.step == DATA:
-            self.flush.data_done(rq, status, now_ns)
-        elif status == errno.EOPNOTSUPP and rq.op == ZEROES:
-            self._without_zeroes(rq)
+            status = verdict(rq, completion, whole=False)
+            left_undone = errno.ENODEV if self.gone and rq.steps else 0
+            self.flush.data_done(rq, status or left_undone, now_ns)
         else:
-            self._end(rq, status, completion)
+            self._end(rq, completion.status, completion)
 
     def _without_zeroes(self, rq: Rq) -> None:
         """The driver cannot do after all what it promised: zeroes are written from now on."""
@@ -364,8 +221,9 @@ class Disk:
         self.tags_used -= 1
         if rq.counted:
             self.stats.inflight[rq.group] -= 1
-        bio, at, count = rq.segments[0]
-        self._waiting.appendleft(Work(bio, at, at + count))
+        if rq.step == DATA:
+            self.flush.withdraw(self.machine.now_ns)
+        self.intake.put_back(rq)
 
     def _end(self, rq: Rq, status: int, completion: Completion | None = None) -> None:
         """A request is over: its tag is free, and the clients' requests in it are so much nearer to their end."""
@@ -376,12 +234,12 @@ class Disk:
         data = None
         if completion is not None:
             bio, _, count = rq.segments[0]
-            if len(rq.segments) == 1 and count == bio.length and rq.op == bio.op:
-                bio.whole = completion
+            whole = len(rq.segments) == 1 and count == bio.length and rq.op == bio.op
+            status = verdict(rq, completion, whole=whole)
+            if whole:
+                bio.whole = completion if status == completion.status else Completion(0, status)
             elif rq.op == READ and not rq.region and not status:
                 data = completion.payload
-                if len(data) != rq.length:  # a part of a read is of no use to anybody
-                    status, data = errno.EIO, None
         place = 0
         for bio, at, count in rq.segments:
             bio.left_bytes -= count
@@ -395,26 +253,31 @@ class Disk:
             if bio.left_bytes <= 0:
                 self.answers.add(bio)
 
-    def close(self) -> None:
-        """The disk is gone: what the driver has not got is answered with ENODEV, what it has is still its own."""
-        self.gone = True
-        self._switch = None
-        lost = [*self.hardware.held]
-        self.hardware.held.clear()
-        while (rq := self.scheduler.dispatch(I64_MAX)) is not None:  # so late that nobody is held back any more
-            lost.append(rq)
-        for rq in lost:
-            self.served(rq, Completion(0, errno.ENODEV))
-        self.hardware.held.clear()
-        for rq in self.flush.drop():
-            self._end(rq, errno.ENODEV)
-        while self._waiting:
-            work = self._waiting.popleft()
-            work.bio.status = errno.ENODEV
+    def _drop(self) -> None:
+        """There is nobody to give it to: what the driver has not got is answered with ENODEV, uncut."""
+        waiting, held = self.intake.waiting, self.hardware.held
+        while waiting:
+            work = waiting.popleft()
+            work.bio.status = work.bio.status or errno.ENODEV
             work.bio.left_bytes -= work.end - work.at
             if work.bio.left_bytes <= 0:
                 self.answers.add(work.bio)
+        for rq in self.flush.drop():
+            self._end(rq, errno.ENODEV)
+        lost = [*held]
+        held.clear()
+        while (late := self.scheduler.dispatch(I64_MAX)) is not None:  # nobody is held back so late
+            lost.append(late)
+        for rq in lost:
+            self.served(rq, Completion(0, errno.ENODEV))
+
+    def close(self) -> None:
+        """The disk is gone: what the driver has not got is answered with ENODEV, what it has is still its own."""
+        self.gone = True
+        self.switching = None
+        self._drop()
         self.trace.stop()
+        self.hardware.close()
         self.refresh()
         self.answers.deliver()
 

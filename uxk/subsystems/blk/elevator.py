@@ -6,6 +6,8 @@ A scheduler is a plain object without time or I/O of its own.  Which ones there 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 from uxk.core.kobject import AttributeTable
@@ -59,6 +61,10 @@ class Scheduler(Protocol):
         """How many wait."""
         ...
 
+    def __iter__(self) -> Iterator[Rq]:
+        """Those who wait, in any order."""
+        ...
+
 
 class SoftwareQueues:
     """No scheduler: one queue for each CPU, served in turn (Linux: block/blk-mq.c, blk_mq_do_dispatch_ctx)."""
@@ -107,3 +113,6 @@ class SoftwareQueues:
 
     def __len__(self) -> int:
         return self._count
+
+    def __iter__(self) -> Iterator[Rq]:
+        return chain.from_iterable(self._queues)

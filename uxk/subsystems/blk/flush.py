@@ -70,6 +70,11 @@ class FlushMachine:
         self._advance(rq, status, now_ns)
         self._kick(now_ns)
 
+    def withdraw(self, now_ns: int) -> None:
+        """Data of a request are not written after all, and it is none of this machine's any more."""
+        self._data_under_way -= 1
+        self._kick(now_ns)
+
     def flushed(self, status: int, now_ns: int) -> None:
         """The device has answered the flush: so all who waited for it go on."""
         self.under_way = False

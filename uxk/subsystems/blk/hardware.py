@@ -37,12 +37,15 @@ class Hardware:
         self.under_way: dict[int, Rq] = {}
         """What the driver has of the queue's, by its command id; the oldest first."""
 
-    def run(self) -> None:
-        """Gives the driver as much as it has room for."""
+    def run(self) -> bool:
+        """Gives the driver as much as it has room for.
+
+        True if the driver is gone, so that what it would have got was answered instead: so must be the rest.
+        """
         disk, held = self._disk, self.held
         room, scheduler = disk.depth - disk.issued, disk.scheduler
         if room <= 0 or not (held or len(scheduler)):
-            return
+            return False
         batch: list[Rq] = []
         now_ns = disk.machine.now_ns
         while len(batch) < room:
@@ -54,31 +57,44 @@ class Hardware:
                 break
             self.dispatched[rq.hctx] += 1
             batch.append(rq)
-        if batch and not self._issue(batch):
-            if len(batch) > 1 and self._issue(batch[:1]):
-                del batch[:1]
-            held.extendleft(reversed(batch))
-            if not self._retry_armed:
-                self._retry_armed = True
-                disk.machine.call_later(RETRY_NS, self._retry)
+        if not batch:
+            return False
+        try:
+            self._issue(batch)
+        except RequestError as exc:
+            for rq in batch:
+                disk.served(rq, Completion(0, exc.errno))
+            return True
+        except RingFull:
+            self._issue_first(batch)
+        return False
+
+    def _issue_first(self, batch: list[Rq]) -> None:
+        """Others have filled the driver: one may still fit, the rest is kept and offered again soon."""
+        disk = self._disk
+        try:
+            self._issue(batch[:1])
+        except RingFull:
+            pass
+        else:
+            del batch[:1]
+        self.held.extendleft(reversed(batch))
+        if not self._retry_armed:
+            self._retry_armed = True
+            disk.machine.call_later(RETRY_NS, self._retry)
 
     def _retry(self, _: object) -> None:
         self._retry_armed = False
         self._disk.advance()
 
-    def _issue(self, batch: list[Rq]) -> bool:
-        """Gives requests to the driver; False if it has no room for all of them."""
+    def _issue(self, batch: list[Rq]) -> None:
+        """Gives requests to the driver, all or none: RingFull (EAGAIN), RequestError (ENODEV)."""
         disk = self._disk
+        if disk.gone:  # its number may be another device's by now
+            raise RequestError(f"{disk.name}: the disk is gone", errno=errno.ENODEV)
         number, now_ns = disk.device.number, disk.machine.now_ns
         entries = [rq.entry(number) for rq in batch]
-        try:
-            self._lower.submit_batch(entries)
-        except RingFull:
-            return False
-        except RequestError as exc:
-            for rq in batch:
-                disk.served(rq, Completion(0, exc.errno))
-            return True
+        self._lower.submit_batch(entries)
         for rq, entry in zip(batch, entries, strict=True):
             rq.issued_ns = now_ns
             self.under_way[entry.cid] = rq
@@ -87,7 +103,12 @@ class Hardware:
         disk.issued += len(batch)
         if disk.timeouts.on:
             disk.timeouts.arm(now_ns)
-        return True
+
+    def close(self) -> None:
+        """The disk is gone: the driver's answers to what it still has are waited for, then it is left alone."""
+        if not self.under_way:
+            self._lower.close()
+            self._disk.timeouts.set()
 
     def _on_lower(self, completions: list[Completion]) -> None:
         """The driver's answers; what ran into a deadline goes back to the driver once."""
@@ -108,3 +129,5 @@ class Hardware:
                 disk.served(rq, completion)
         disk.advance()
         disk.answers.deliver()
+        if disk.gone:
+            self.close()

@@ -56,7 +56,12 @@ class BlockLayer:
         if device.driver_class != DRIVER_CLASS:
             return
         disk = self.disks.get(device.name)
-        limits = None if change == "remove" else self._limits(device)
+        try:
+            limits = None if change == "remove" else _sensible(limits_of(device.properties))
+        except UsageError as exc:  # a disk that is there is not taken from its clients for that
+            what = "no disk" if disk is None else f"{device.name} keeps what it had"
+            self._machine.log("warning", device.agent.name, f"{what}: {exc}", device=device.name)
+            return
         if disk is None:
             if limits is not None:
                 self._add(device, limits)
@@ -69,14 +74,6 @@ class BlockLayer:
                 text = f"detected capacity change from {before} to {disk.limits.capacity_bytes} bytes"
                 self._machine.log("info", disk.name, text)
                 self._machine.tree.notify(f"{device.path}/size")
-
-    def _limits(self, device: Device) -> BlockLimits | None:
-        """What a device says of itself; nonsense is told, and makes no disk."""
-        try:
-            return _sensible(limits_of(device.properties))
-        except UsageError as exc:
-            self._machine.log("warning", device.agent.name, f"no disk: {exc}", device=device.name)
-            return None
 
     def _add(self, device: Device, limits: BlockLimits) -> None:
         self._minor += 1

@@ -15,11 +15,13 @@ import msgspec
 from uxk.errors import RingFull
 from uxk.kernel.ports import Gate, OnCompletions
 from uxk.subsystems.blk.request import NOMERGE, READ, READS, WRITE, WRITES
+from uxk.subsystems.blk.waits import held_back
 from uxk.uapi.entries import Completion, Request
 
 if TYPE_CHECKING:
     from uxk.subsystems.blk.disk import Disk
 
+_TIMED_OUT: Final = errno.ETIMEDOUT
 DEFAULT_PRIO: Final = 1
 """Best effort, the middle one of three classes (Linux: IOPRIO_CLASS_BE)."""
 
@@ -36,6 +38,8 @@ class Flight(msgspec.Struct, eq=False, gc=False):
     writes: int
     read_bytes: int
     written_bytes: int
+    inline: bool
+    """Whether data of a READ come inside its completion."""
 
     def request(self, cid: int) -> Request:
         """The request with that command id."""
@@ -52,6 +56,22 @@ class Flight(msgspec.Struct, eq=False, gc=False):
             self.writes -= 1
             self.written_bytes -= size_bytes
         return size_bytes
+
+    def check(self, completions: Sequence[Completion]) -> None:
+        """Makes an error of every READ whose data are not as long as they should be; all of these are its answers."""
+        requests = self.requests
+        if [request.length for request in requests] != [len(completion.payload) for completion in completions]:
+            first_cid = self.first_cid
+            for completion in completions:
+                believe(completion, requests[completion.cid - first_cid])
+
+
+def believe(completion: Completion, request: Request) -> None:
+    """A part of a read, or more than was asked for, is of no use to anybody: EIO."""
+    if completion.status or request.opcode != READ or request.region:
+        return
+    if len(completion.payload) != request.length:
+        completion.status, completion.result, completion.payload = errno.EIO, 0, b""
 
 
 class DiskPort:
@@ -88,6 +108,8 @@ class DiskPort:
     def submit_batch(self, requests: Sequence[Request]) -> None:
         """Submits all, which are one plug, or raises: RingFull (EAGAIN), or RequestError (ENODEV)."""
         disk, count = self._disk, len(requests)
+        if not count:
+            return
         if not disk.fast or disk.issued + count > disk.tags or self._closed:
             disk.submit(self, requests)
             return
@@ -101,9 +123,9 @@ class DiskPort:
             disk.submit(self, requests)
             return
         now_ns, first_cid = disk.machine.now_ns, requests[0].cid
-        reads, read_bytes, written_bytes = sums
+        reads, read_bytes, written_bytes, inline = sums
         writes = count - reads
-        flight = Flight(tuple(requests), first_cid, count, now_ns, reads, writes, read_bytes, written_bytes)
+        flight = Flight(tuple(requests), first_cid, count, now_ns, reads, writes, read_bytes, written_bytes, inline)
         if count == 1:
             disk.flights[first_cid] = flight
         else:
@@ -125,7 +147,7 @@ class DiskPort:
         if disk.real:
             machine.refresh()
         for completion in completions:
-            if completion.status == errno.ETIMEDOUT:
+            if completion.status == _TIMED_OUT:
                 completions = self._try_again(completions)
                 count = len(completions)
                 break
@@ -133,6 +155,11 @@ class DiskPort:
         flights = [pop(completion.cid, None) for completion in completions]
         first = flights[0] if count else None
         if first is not None and first.left == count and (count == 1 or flights.count(first) == count):
+            if first.inline:
+                if count == 1:
+                    believe(completions[0], first.requests[completions[0].cid - first.first_cid])
+                else:
+                    first.check(completions)
             stats, now_ns = disk.stats, machine.now_ns
             waited_ns = now_ns - first.started_ns
             if first.reads:
@@ -156,6 +183,7 @@ class DiskPort:
         for completion, flight in zip(completions, flights, strict=True):
             if flight is not None:
                 request = flight.request(completion.cid)
+                believe(completion, request)
                 group = READS if request.opcode == READ else WRITES
                 stats.end(group, now_ns, now_ns - flight.started_ns, flight.answered(request))
 
@@ -182,9 +210,13 @@ class DiskPort:
         if self._closed and not self.under_way:
             self._lower.close()
 
-    def close(self) -> None:
-        """Answers to what is still under way are dropped."""
-        self.on_completions = _nothing
+    def waits_for(self) -> str:
+        """A queue slot of the disk, while any of its requests waits for that; not what waits for a flush."""
+        return f"queue slot of {self._disk.name}" if self.under_way and held_back(self._disk, self, self._lower) else ""
+
+    def close(self, on_late: OnCompletions | None = None) -> None:
+        """Answers to what is still under way go to ``on_late``, or are dropped."""
+        self.on_completions = on_late or _nothing
         if not self._closed:
             self._closed = True
             self._disk.ports.pop(self.id, None)
@@ -211,8 +243,8 @@ def contiguous(first: Request, second: Request, most_bytes: int) -> bool:
 
 def plain_sums(
     requests: Sequence[Request], plain: tuple[int, int, int, int, bool, bool]
-) -> tuple[int, int, int] | None:
-    """Reads, bytes read and bytes written by a batch that the queue need not see; None if it must.
+) -> tuple[int, int, int, bool] | None:
+    """Reads, bytes read and written, and whether data of a READ come inside its answer; None if the queue must see it.
 
     ``plain`` is :attr:`~uxk.subsystems.blk.limits.QueueLimits.plain`.  This loop is what a disk costs: it looks at each
     request once, and at two neighbours only if one begins where the other ends.
@@ -220,6 +252,7 @@ def plain_sums(
     block_mask, capacity_bytes, most_bytes, slow_flags, writable, merge = plain
     reads = read_bytes = written_bytes = 0
     end = begin = -1
+    inline = False
     before: Request | None = None
     for request in requests:
         length, offset, opcode = request.length, request.offset, request.opcode
@@ -228,6 +261,8 @@ def plain_sums(
         if opcode == READ:
             reads += 1
             read_bytes += length
+            if not request.region:
+                inline = True
         elif opcode == WRITE and writable and (request.region or len(request.payload) == length):
             written_bytes += length
         else:
@@ -240,4 +275,4 @@ def plain_sums(
             if contiguous(before, request, most_bytes):
                 return None
         begin, end, before = offset, behind, request
-    return reads, read_bytes, written_bytes
+    return reads, read_bytes, written_bytes, inline

@@ -87,7 +87,9 @@ class Rq:
         """In the order in which they came into being."""
         self.prio = 1
         self.group = group_of(op)
-        self.started_ns = self.issued_ns = 0
+        self.started_ns = 0
+        self.issued_ns = -1
+        """When the driver got it; negative before."""
         self.expires_ns = 0
         """When a scheduler wants it served."""
         self.retries = 0
