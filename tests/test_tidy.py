@@ -44,7 +44,7 @@ FACADE_USERS = frozenset({"scenario", "testing", "cli"})
 
 PUBLIC_MODULES = frozenset({
     "uxk.subsystems.lfs.hint", "uxk.subsystems.lfs.miniature", "uxk.subsystems.lfs.policies", "uxk.uapi.blk",
-    "uxk.core.params.parse_integer", "uxk.core.suggest.did_you_mean",
+    "uxk.uapi.nvme", "uxk.core.params.parse_integer", "uxk.core.suggest.did_you_mean",
 })  # fmt: skip
 """What loadable modules may import beside ``uxk`` itself: agents try policies as the kernel runs them, drivers and
 their clients share the words of block devices."""

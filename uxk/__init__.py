@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from uxk.uapi.manifest import Budget as Budget
     from uxk.uapi.manifest import Ioctl as Ioctl
     from uxk.uapi.manifest import Manifest as Manifest
+    from uxk.uapi.manifest import MemoryParam as MemoryParam
     from uxk.uapi.manifest import Params as Params
     from uxk.uapi.manifest import RestartPolicy as RestartPolicy
     from uxk.uapi.manifest import Softdep as Softdep
@@ -79,8 +80,8 @@ _HOME: Final = {
     "Extension": "module", "ActionChange": "uapi.action",
     "Completion": "uapi.entries", "Event": "uapi.entries", "Op": "uapi.entries", "Request": "uapi.entries",
     "Bind": "uapi.manifest", "Budget": "uapi.manifest", "Ioctl": "uapi.manifest", "Manifest": "uapi.manifest",
-    "Params": "uapi.manifest", "RestartPolicy": "uapi.manifest", "Softdep": "uapi.manifest",
-    "Watchdog": "uapi.manifest", "param": "uapi.manifest",
+    "MemoryParam": "uapi.manifest", "Params": "uapi.manifest", "RestartPolicy": "uapi.manifest",
+    "Softdep": "uapi.manifest", "Watchdog": "uapi.manifest", "param": "uapi.manifest",
     "Feedback": "uapi.ml", "Mode": "uapi.ml", "ModeChange": "uapi.ml", "ModelCommand": "uapi.ml",
     "ModelInfo": "uapi.ml", "SiteState": "uapi.ml", "decode_site": "uapi.ml", "Rights": "uapi.rights",
     "Scenario": "scenario.model", "run": "scenario.run",

@@ -93,9 +93,11 @@ class DependencyError(ModuleError):
 
 
 class ProbeError(ModuleError):
-    """A module's own code failed while it was being loaded; nothing of it is left."""
+    """A module's own code failed or refused while it was being loaded; nothing of it is left."""
 
     default_errno = _errno.ENODEV
+    refusal = False
+    """Whether the module said so itself, with a UsageError; the errno is that error's then."""
 
 
 class ReadyTimeout(ProbeError):

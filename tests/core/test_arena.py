@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -40,6 +41,15 @@ def test_nothing_is_mapped_before_it_is_needed() -> None:
     small.allocate(A, 1)
     small.allocate(A, 1)
     assert made == [4 * PAGE]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the host decides")
+def test_an_arena_may_be_larger_than_the_host() -> None:
+    arena = Arena(16 << 40)
+    region = arena.allocate(A, arena.size_bytes)
+    view = arena.view(region.offset, region.length, writable=True)
+    view[-1] = 7
+    assert (view[0], view[-1]) == (0, 7)
 
 
 def test_regions_are_whole_pages_and_reused_first_fit() -> None:

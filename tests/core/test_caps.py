@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from uxk import limits
-from uxk.core.caps import SPAN_BYTES, CapTable, covers
+from uxk.core.caps import HANDED_MAX, SPAN_BYTES, CapTable, covers
 from uxk.errors import CapabilityError, UsageError
 from uxk.uapi.ids import CapId, InstanceId
 from uxk.uapi.rights import Rights
@@ -37,22 +37,25 @@ def refused(number: int) -> Iterator[pytest.ExceptionInfo[CapabilityError]]:
 def test_what_was_handed_over_is_known_until_it_is_revoked_and_what_was_lent_is_not() -> None:
     table = CapTable()
     mine = table.check(A, table.grant(A, "arena", "mem", Rights.ALL, length=100), "arena", RW)
-    assert table.handed(mine, B) is None
+    assert not table.handed(mine, B)
     lent = table.lend(A, mine.id, B, RW)
-    assert (lent.holder, lent.start, lent.length) == (B, 0, 100) and table.handed(mine, B) is None
+    assert (lent.holder, lent.start, lent.length) == (B, 0, 100) and not table.handed(mine, B)
     first, second = (table.derive(A, mine.id, B, RW, start=start) for start in (10, 20))
-    handed = table.handed(mine, B)
-    assert handed is not None and handed.id == second and table.alive(handed)
-    assert table.handed(mine, C) is None
+    assert [cap.id for cap in table.handed(mine, B)] == [second, first]  # the newest first
+    assert not table.handed(mine, C)
     table.derive(A, mine.id, A, RW)
-    assert table.handed(mine, A) is None  # its own, narrowed
-    table.revoke(first)
-    assert table.handed(mine, B) is handed
+    assert not table.handed(mine, A)  # its own, narrowed
     table.revoke(second)
-    assert table.handed(mine, B) is None and not table.alive(handed)
+    assert [cap.id for cap in table.handed(mine, B)] == [first]
+    table.revoke(first)
+    assert not table.handed(mine, B)
     third = table.lookup(B, table.derive(A, mine.id, B, RW))
+    assert [cap.id for cap in table.handed_to(B, "arena")] == [third.id] and table.giver(third) == A
+    for _ in range(HANDED_MAX):
+        fourth = table.derive(A, mine.id, B, RW)
+    assert len(table.handed(mine, B)) == HANDED_MAX and table.handed(mine, B)[0].id == fourth
     table.revoke(mine.id)
-    assert not table.alive(third) and not table.alive(lent) and table.handed(mine, B) is None
+    assert not table.alive(third) and not table.alive(lent) and not table.handed(mine, B)
     with refused(errno.ESTALE):
         table.lend(A, mine.id, B, RW)
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uxk import limits
+from uxk.core.budget import memory_bytes, memory_terms, memory_text
 from uxk.core.manifest import (
     DEFAULT_RIGHTS,
     RIGHTS,
@@ -15,7 +16,6 @@ from uxk.core.manifest import (
     canonical,
     check_manifest,
     manifest_problems,
-    memory_bytes,
     parse_capability,
 )
 from uxk.core.suggest import did_you_mean, distance
@@ -25,6 +25,7 @@ from uxk.uapi.manifest import (
     Budget,
     Ioctl,
     Manifest,
+    MemoryParam,
     Params,
     RestartPolicy,
     Softdep,
@@ -110,6 +111,7 @@ class Sizes(Params):
     other: Annotated[int, param(unit="bytes")] = -5
     count: int = 1
     name: str = ""
+    fast: bool = False
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,28 @@ def test_memory_params_come_on_top_in_whole_pages(names: tuple[str, ...], wanted
     manifest = Manifest(name="m", params=Sizes, budget=Budget(memory_bytes=100, memory_params=names))
     check_manifest(manifest, where="here")
     assert memory_bytes(manifest, Sizes()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "extra", "text"),
+    [
+        (MemoryParam("size"), {}, 8192, "size"),
+        (MemoryParam("size", {"name": "ram"}), {}, 0, "size when name=ram"),
+        (MemoryParam("size", {"name": "ram"}), {"name": "ram"}, 8192, "size when name=ram"),
+        (MemoryParam("size", {"name": "ram*", "fast": "Y"}), {"name": "ram2"}, 0, "size when name=ram* fast=Y"),
+        (MemoryParam("size", {"fast": "Y"}), {"fast": True}, 8192, "size when fast=Y"),
+        (MemoryParam("size", {"count": "1"}, times=5, per=8), {}, 4096, "size*5/8 when count=1"),
+        (MemoryParam("size", times=5, per=4), {"size": 1 << 40}, 5 << 38, "size*5/4"),
+        (MemoryParam("other", per=7), {}, 0, "other/7"),
+    ],
+)
+def test_memory_may_depend_on_other_parameters(part: MemoryParam, given: dict[str, Any], extra: int, text: str) -> None:
+    manifest = Manifest(name="m", params=Sizes, budget=Budget(memory_bytes=4096, memory_params=("other", part)))
+    check_manifest(manifest, where="here")
+    assert memory_bytes(manifest, Sizes(**given)) == 4096 + extra
+    assert memory_text(part) == text
+    terms = memory_terms(manifest, Sizes(**given))
+    assert terms[:2] == ["memory_bytes=4096", "other=0"] and len(terms) == (3 if extra or not part.when else 2)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -162,6 +186,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"budget": Budget(memory_params=("grows",)), "params": Sizes}, "'grows' is writable; memory is granted once"),
     ({"budget": Budget(memory_params=("size", "size")), "params": Sizes}, "a parameter is named twice"),
     ({"budget": Budget(memory_params="size"), "params": Sizes}, "budget: Expected `array`"),  # type: ignore[arg-type]
+    (
+        {"budget": Budget(memory_params=(MemoryParam("size", {"nam": "x"}),)), "params": Sizes},
+        "budget.memory_params: 'nam' is no parameter (did you mean 'name'?)",
+    ),
+    (
+        {"budget": Budget(memory_params=(MemoryParam("size", {"grows": "1"}),)), "params": Sizes},
+        "'grows' is writable; memory is granted once",
+    ),
+    ({"budget": Budget(memory_params=(MemoryParam("size", per=0),)), "params": Sizes}, "'size': per is 0, expected 1"),
+    ({"budget": Budget(memory_params=(MemoryParam("size", times=-1),)), "params": Sizes}, "'size': times is -1"),
+    ({"budget": Budget(memory_params=(MemoryParam("size", times=1 << 40),)), "params": Sizes}, "times is 10995"),
+    ({"budget": Budget(memory_params=(MemoryParam("size", {"name": 5}),)), "params": Sizes}, "budget: "),  # type: ignore[dict-item]
+    ({"budget": Budget(memory_params=("size", MemoryParam("size"))), "params": Sizes}, "a parameter is named twice"),
     ({"budget": Budget(queue_depth=48)}, "expected a power of two"),
     ({"budget": Budget(queue_depth=1)}, "queue_depth is 1, expected 2 to 65536"),
     ({"budget": Budget(queue_depth=1 << 17)}, "queue_depth is 131072"),

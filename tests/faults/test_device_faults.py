@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -232,21 +235,81 @@ async def test_a_removed_crash_does_not_strike() -> None:
         assert plain.account.faults == 0
 
 
-class Tasked(uxk.Extension):
-    """Has a task of its own."""
+async def test_a_removed_fault_is_waited_for_no_longer() -> None:
+    async with boot() as kernel:
+        plain = await kernel.modprobe("fd-mortal")
+        LiveFaults(kernel)
+        lasting, now_ns = kernel.machine.heap.lasting, kernel.now_ns
+        for number in range(50):
+            text = f"add kind=crash module=fd-mortal at_ns=1h name=x{number % 2}"
+            kernel.sysfs.write("/sys/kernel/faults", f"{text} every_ns=1s count=2\nrm x{number % 2}")
+        kernel.sysfs.write("/sys/kernel/faults", "add kind=crash module=fd-mortal every_ns=1h count=9 name=y")
+        await kernel.sleep_ns(MS)
+        kernel.sysfs.write("/sys/kernel/faults", "rm y")  # has struck once, and would again
+        assert (plain.account.faults, kernel.machine.heap.lasting - lasting) == (1, 0)
+        await kernel.run()
+        assert kernel.now_ns - now_ns < 3600 * 1000 * MS
 
-    manifest = uxk.Manifest(name="fd-tasked", license="MIT")
+
+class Tasked(uxk.Extension):
+    """Has a task of its own; at the second request it goes."""
+
+    manifest = uxk.Manifest(
+        name="fd-tasked", license="MIT", fate="reissue",
+        restart=uxk.RestartPolicy(mode="permanent", backoff_ns=MS, max_restarts=9),
+    )  # fmt: skip
 
     async def run(self, ctx: uxk.Context) -> None:
         async for batch in ctx.batches():
             ctx.complete_batch(batch)
+            if any(request.payload == b"go" for request in batch):
+                return
+
+
+async def test_a_running_instance_with_a_task_of_its_own_can_be_struck() -> None:
+    async with boot() as kernel:
+        tasked = await kernel.modprobe("fd-tasked")
+        LiveFaults(kernel)
+        write = partial(kernel.sysfs.write, "/sys/kernel/faults")
+        write("add kind=crash module=fd-tasked at_ns=1ms")
+        await kernel.sleep_ns(5 * MS)
+        assert (tasked.account.faults, tasked.account.restarts) == (1, 1)
+        write("add kind=delay module=fd-tasked delay_ns=5ms count=1")
+        before_ns = kernel.now_ns
+        assert (await tasked.submit(b"one")).status == 0
+        assert kernel.now_ns - before_ns >= 5 * MS
+        write("add kind=hang module=fd-tasked duration_ns=7ms")
+        await kernel.sleep_ns(0)
+        before_ns = kernel.now_ns
+        assert (await tasked.submit(b"two")).status == 0
+        assert 7 * MS <= kernel.now_ns - before_ns < 9 * MS
+        # The end of its task is noticed, behind the filter, too.
+        await tasked.submit(b"go")
+        await kernel.sleep_ns(5 * MS)
+        assert (tasked.account.faults, tasked.account.restarts) == (1, 2)
+        write("add kind=crash module=fd-tasked probability_ppm=1000000 count=1")
+        assert (await tasked.submit(b"three")).status == 0
+        assert (tasked.account.faults, tasked.account.restarts) == (2, 3)
+        await kernel.rmmod("fd-tasked")
+
+
+async def test_on_the_real_clock_a_fault_strikes_a_kernel_that_has_nothing_to_do() -> None:
+    async with uxk.Kernel(clock="real") as kernel:
+        tasked = await kernel.modprobe("fd-tasked")
+        LiveFaults(kernel)
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.sysfs.write("/sys/kernel/faults", "add kind=crash module=fd-tasked")
+        called = trio.Event()
+        kernel.call_at_ns(0, lambda _: called.set())
+        with trio.fail_after(30):
+            await called.wait()
+        assert tasked.account.faults == 1
 
 
 @pytest.mark.parametrize(
     ("text", "message", "number"),
     [
         ("add kind=drop module=fd-plian", "line 1: module 'fd_plian' is not loaded.*mean 'fd_plain'", errno.EINVAL),
-        ("add kind=drop module=fd-tasked", "has a task of its own", errno.EBUSY),
         ("add kind=drop", "missing required field `module`", errno.EINVAL),
         ("add kind=drap module=fd-plain", "Invalid enum value 'drap'", errno.EINVAL),
         ("add kind=device module=fd-plain", "known: kind|needs a rule", errno.EINVAL),

@@ -106,6 +106,35 @@ async def test_rules_bind_whoever_comes_first_with_a_capability_that_works(order
         await kernel.rmmod("dev_disk")
 
 
+class Opener(uxk.Extension):
+    """Opens a disk without being bound to it."""
+
+    manifest = uxk.Manifest(name="dev_opener", kind="ml-agent", capabilities=("device:*",))
+
+    def setup(self, ctx: uxk.Context) -> None:
+        ctx.open_device("dev_disk_a").then(lambda done: setattr(self, "cap", done.result))
+        ctx.open_device("dev_disk_a")  # and again: told once all the same
+
+    def on_event(self, ctx: uxk.Context, event: uxk.Event) -> None:
+        ctx.submit(self.cap).then(
+            lambda done: ctx.log(f"{event.topic} {event.name}: {errno.errorcode.get(done.status)}")
+        )
+
+
+async def test_who_has_a_device_open_is_told_that_it_has_gone() -> None:
+    _keep = [Disk, Opener]
+    async with uxk.Kernel() as kernel:
+        disk = await kernel.modprobe("dev_disk")
+        await disk.submit(b"add dev_disk_a")
+        await disk.submit(b"add dev_disk_b")
+        await kernel.modprobe("dev_opener")
+        await disk.submit(b"remove dev_disk_b")
+        await disk.submit(b"remove dev_disk_a")
+        await kernel.sleep_ns(1)
+        assert said(kernel, "dev_opener") == ["device_remove dev_disk_a: ESTALE"]
+        await kernel.rmmod("dev_disk")
+
+
 async def test_devices_that_no_rule_fits_are_left_alone() -> None:
     _keep = [Disk, Cache]
     async with uxk.Kernel() as kernel:

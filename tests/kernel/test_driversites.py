@@ -88,6 +88,13 @@ class Advisor(uxk.MLAgent):
 advisors: list[Advisor] = []
 
 
+async def ask(kernel: Kernel, reply: uxk.Reply) -> Completion:
+    kernel.machine.mark_dirty(kernel.agents["cleaner"])  # spoken for it between turns
+    await kernel.sleep_ns(0)
+    assert reply.completion is not None
+    return reply.completion
+
+
 async def at_work(kernel: Kernel, epochs: int) -> None:
     await kernel.run_until_ns(kernel.now_ns + epochs * EPOCH_NS)
 
@@ -129,6 +136,42 @@ async def test_a_hint_that_the_driver_cannot_follow_is_refused_with_its_reason(m
         assert [record.reject for record in advisors[-1].feedback] == ["no_such_policy"]
         assert newest[-1].seen[-1].hint == b""  # it is not given again
         assert kernel.sysfs.read(f"{kernel.models.get(MODEL).path}/sites/{SITE}/rejects") == "no_such_policy 1"
+
+
+async def test_an_epoch_that_is_refused_leaves_the_hint_in_force_and_its_outcome_is_booked() -> None:
+    async with boot() as kernel:
+        await kernel.insmod(Cleaner)
+        await kernel.insmod(Advisor)
+        await at_work(kernel, 5)
+        cleaner, feedback = newest[-1], advisors[-1].feedback
+        assert cleaner.state is not None and cleaner.state.hint == b"good"
+        count = len(feedback)
+        kernel.agents["cleaner"].host._actor.ctx.end_epoch(SITE, default_kpi=1, rows=b"odd").then(cleaner.errors.append)
+        await at_work(kernel, 1)
+        assert cleaner.errors[-1].status == errno.EINVAL
+        await at_work(kernel, 1)
+        assert len(feedback) == count + 2
+
+
+async def test_a_site_goes_with_its_device() -> None:
+    async with boot() as kernel:
+        await kernel.insmod(Cleaner)
+        await at_work(kernel, 2)
+        ctx = kernel.agents["cleaner"].host._actor.ctx
+        for name in ("further", "further-more"):
+            await ask(kernel, ctx.add_device(name))
+        assert (await ask(kernel, ctx.offer_site("further.gc", units=1))).status == 0
+        assert (await ask(kernel, ctx.offer_site("further.more-gc", units=1))).status == errno.EINVAL
+        assert (await ask(kernel, ctx.offer_site("further-more.gc", units=1))).status == 0
+        before = len(kernel.models)
+        await ask(kernel, ctx.remove_device("further"))
+        assert len(kernel.models) == before - 1
+        assert kernel.models.get("further-more-gc") and kernel.models.get(MODEL)
+        with pytest.raises(uxk.UsageError):
+            kernel.models.get("further-gc")
+        assert (await ask(kernel, ctx.end_epoch("further.gc"))).status == errno.ENODEV
+        await kernel.rmmod("cleaner")
+        assert residue(kernel) == {}
 
 
 async def test_the_next_incarnation_offers_its_site_anew() -> None:

@@ -128,7 +128,7 @@ async def test_a_region_travels_with_a_request_and_comes_back_with_the_answer() 
         one, two = await parties(kernel, "one", "two")
         cap = (await ask(kernel, one.allocate(PAGE))).result
         device = (await ask(kernel, one.open_device("two"))).result
-        reply = one.submit(device, uxk.Op.WRITE, region=cap, length=PAGE)
+        reply = one.submit(device, uxk.Op.READ, region=cap, length=PAGE)
         await kernel.sleep_ns(0)
         (request,) = Party.held
         view = two.map(request.region, writable=True)

@@ -17,7 +17,7 @@ from uxk import limits
 from uxk.context import Context, Reply
 from uxk.core.codec import Frame, completion_codec, down_codec, frames_of
 from uxk.core.params import with_param
-from uxk.errors import ProtocolError
+from uxk.errors import ProtocolError, UsageError, UxkError
 from uxk.module import Extension, overrides
 from uxk.submission import SubmissionQueue
 from uxk.uapi import entries as e
@@ -32,6 +32,10 @@ class Crash(NamedTuple):
     kind: str
     message: str
     traceback: str
+    errno: int = 0
+    """Of an exception that has one, such as uxk's own; 0: it has none."""
+    refusal: bool = False
+    """Whether it is a UsageError, which is meant for whoever asked: nothing is broken."""
 
 
 class Output(msgspec.Struct, gc=False):
@@ -235,7 +239,9 @@ class Actor:
         return _Contained(self, where)
 
     def _record(self, where: str, exc: BaseException) -> None:
-        self.crash = Crash(where, type(exc).__name__, *_described(exc))
+        number = getattr(exc, "errno", None) if isinstance(exc, (UxkError, OSError)) else None
+        known = number if isinstance(number, int) else 0
+        self.crash = Crash(where, type(exc).__name__, *_described(exc), known, isinstance(exc, UsageError))
 
     def follow_clock(self, clock: Callable[[], int]) -> None:
         """Lets a task that runs outside turns see the present time: the world may wake it at any."""

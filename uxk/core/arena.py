@@ -25,6 +25,8 @@ PAGE: Final = limits.ARENA_PAGE_BYTES
 _PUNCH_BYTES: Final = 256 * PAGE
 """From here on it is cheaper to give pages back to the host than to write zeros."""
 _ZEROS: Final = bytes(_PUNCH_BYTES)
+_MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
+"""Python names it from 3.13 on; the number is that of x86, ARM and RISC-V."""
 
 
 class Region(NamedTuple):
@@ -63,8 +65,11 @@ class _Block:
 
 
 def anonymous(size_bytes: int) -> mmap.mmap:
-    """Anonymous shared memory: reserved, and not touched until it is used."""
-    return mmap.mmap(-1, size_bytes)
+    """Anonymous shared memory: not touched until it is used, and address space is all that the rest takes."""
+    if sys.platform != "linux":
+        return mmap.mmap(-1, size_bytes)
+    # A disk in a sparse file may be larger than the host's memory, and Linux would refuse as much of its own.
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
 
 
 class Arena:
@@ -76,7 +81,7 @@ class Arena:
 
     __slots__ = (
         "_allocations", "_backing", "_blocks", "_buffer", "_failures", "_hole_bytes", "_holes", "_lingering",
-        "_owned", "_starts", "_touched", "_used", "_used_max", "_view", "size_bytes",
+        "_owned", "_starts", "_touched", "_used", "_used_max", "_view", "on_return", "size_bytes",
     )  # fmt: skip
 
     def __init__(self, size_bytes: int, backing: Callable[[int], Backing] = anonymous) -> None:
@@ -94,6 +99,8 @@ class Arena:
         self._touched = 0
         """Bytes from here on were never granted, so they are zero."""
         self._used = self._used_max = self._lingering = self._allocations = self._failures = 0
+        self.on_return: Callable[[Region], object] | None = None
+        """Told of every region when nobody has it any more, before its range is granted again."""
 
     # --- granting ---
 
@@ -155,10 +162,13 @@ class Arena:
 
     # --- references of requests in flight ---
 
-    def retain(self, offset: int) -> None:
-        """Notes a reference to the region around ``offset``; EFAULT (:class:`UsageError`) if none is live."""
+    def retain(self, offset: int, *, lingering: bool = False) -> None:
+        """Notes a reference to the region around ``offset``; EFAULT (:class:`UsageError`) if none is live.
+
+        With ``lingering``, one that is freed will do, as long as others refer to it.
+        """
         block = self._find(offset)
-        if block is None or block.freed:
+        if block is None or (block.freed and not lingering):
             raise UsageError(f"arena: no live region at {offset}", errno=errno.EFAULT)
         block.references += 1
 
@@ -192,6 +202,13 @@ class Arena:
         if kind.hasobject or kind.itemsize == 0 or count < 0:
             raise UsageError(f"arena: array of {count} items of {kind!r}, expected plain data")
         return np.frombuffer(self.view(offset, count * kind.itemsize, writable), dtype=kind)
+
+    def region(self, offset: int) -> Region:
+        """The region around ``offset``, live or lingering; EFAULT (:class:`UsageError`) if there is none."""
+        block = self._find(offset)
+        if block is None:
+            raise UsageError(f"arena: no region at {offset}", errno=errno.EFAULT)
+        return Region(block.offset, block.length)
 
     def holes(self) -> list[Region]:
         """The free ranges, by address; no two of them touch."""
@@ -270,6 +287,8 @@ class Arena:
 
     def _give_back(self, block: _Block) -> None:
         offset, length = block.offset, block.length
+        if self.on_return is not None:
+            self.on_return(Region(offset, length))
         del self._blocks[offset]
         del self._starts[bisect_left(self._starts, offset)]
         self._used -= length

@@ -7,7 +7,7 @@ window, so that the holder of a part sees it begin at 0; ``Capability.start`` is
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
@@ -18,6 +18,8 @@ from uxk.uapi.rights import Rights
 
 SPAN_BYTES: Final = limits.I64_MAX
 """Size of a target whose length nobody has limited: what a signed 64-bit offset can address (Linux: loff_t)."""
+HANDED_MAX: Final = 16
+"""Derivations of one capability for one instance that are looked through for a registered buffer."""
 _SERIAL_BITS: Final = 40
 """A number is holder and serial; 63 bits on the wire leave 2**23 instances and 2**40 grants in one boot."""
 
@@ -48,8 +50,8 @@ class Capability:
         self._bits = int(rights)
         self._parent = parent
         self._children: dict[CapId, Capability] | None = None
-        self._handed: dict[InstanceId, Capability] | None = None
-        """What its holder has given to others for good, the newest for each."""
+        self._handed: dict[InstanceId, list[Capability]] | None = None
+        """What its holder has given to others for good, for each the oldest first."""
 
     def __repr__(self) -> str:
         return f"<Capability {self.id} of instance {self.holder}: {self.kind}:{self.target} {self.rights!r}>"
@@ -133,7 +135,7 @@ class CapTable:
         if to != holder:
             if parent._handed is None:
                 parent._handed = {}
-            parent._handed[to] = self._caps[made]
+            parent._handed.setdefault(to, []).append(self._caps[made])
         return made
 
     def lend(self, holder: InstanceId, cap: CapId, to: InstanceId, rights: Rights) -> Capability:
@@ -233,9 +235,20 @@ class CapTable:
         """Whether nobody has revoked it."""
         return cap.id in self._caps
 
-    def handed(self, cap: Capability, to: InstanceId) -> Capability | None:
-        """What was derived from ``cap`` for ``to`` last and is not revoked."""
-        return None if cap._handed is None else cap._handed.get(to)
+    def handed(self, cap: Capability, to: InstanceId) -> Sequence[Capability]:
+        """What was derived from ``cap`` for ``to`` and is not revoked: the newest first, :data:`HANDED_MAX` at most."""
+        if cap._handed is None:
+            return ()
+        return cap._handed.get(to, [])[: -HANDED_MAX - 1 : -1]
+
+    def handed_to(self, holder: InstanceId, kind: str) -> list[Capability]:
+        """What others have given to an instance for good, of one kind; of each source as much as :meth:`handed`."""
+        parents = {each.id: each for cap in self.held(holder) if (each := cap._parent) is not None and cap.kind == kind}
+        return [cap for parent in parents.values() for cap in self.handed(parent, holder)]
+
+    def giver(self, cap: Capability) -> InstanceId | None:
+        """Who holds what a capability was derived from."""
+        return None if cap._parent is None else cap._parent.holder
 
     def find(self, holder: InstanceId, kind: str, target: str, right: Rights) -> CapId | None:
         """The holder's oldest capability that covers ``target`` with all of ``right``; None if there is none."""
@@ -305,8 +318,9 @@ class CapTable:
         parent = root._parent
         if parent is not None and parent._children is not None:
             del parent._children[root.id]
-            if parent._handed is not None and parent._handed.get(root.holder) is root:
-                del parent._handed[root.holder]
+            handed = None if parent._handed is None else parent._handed.get(root.holder)
+            if handed is not None and root in handed:
+                handed.remove(root)
         doomed = [root]
         count = 0
         while doomed:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from uxk import limits
+from uxk.core.budget import memory_problems
 from uxk.core.params import describe_params, expected_text, format_param
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ManifestError, ParamError
@@ -107,7 +108,7 @@ def manifest_problems(manifest: object) -> list[str]:
         return problems  # the rules below rely on the types
     rules: tuple[Callable[[Manifest], Iterable[str]], ...] = (
         _texts, _lists, _params, _dependencies, _binds, _capabilities,
-        _numbers, _memory_params, _ioctls,
+        _numbers, memory_problems, _ioctls,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(manifest)]
 
@@ -257,33 +258,6 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
             yield f"{what} is {value}, expected {least} to {greatest}"
     if budget.queue_depth & (budget.queue_depth - 1):
         yield f"budget.queue_depth is {budget.queue_depth}, expected a power of two"
-
-
-def _memory_params(manifest: Manifest) -> Iterator[str]:
-    names = manifest.budget.memory_params
-    try:
-        known = {info.name: info for info in describe_params(manifest.params)}
-    except ParamError:
-        return  # told already
-    for name in dict.fromkeys(names):
-        info = known.get(name)
-        what = f"budget.memory_params: {name[: limits.NAME_MAX_BYTES]!r}"
-        if info is None:
-            yield f"{what} is no parameter{did_you_mean(name, known)}"
-        elif info.type_text != "int" or info.unit != "bytes":
-            unit = f"in {info.unit}" if info.unit else "without a unit"
-            yield f"{what} is {info.type_text} {unit}, expected an int in bytes"
-        elif info.writable:
-            yield f"{what} is writable; memory is granted once"
-    if len(set(names)) < len(names):
-        yield "budget.memory_params: a parameter is named twice"
-
-
-def memory_bytes(manifest: Manifest, params: Params) -> int:
-    """Arena bytes that an instance with these parameters may hold: each of its ``memory_params`` in whole pages."""
-    page = limits.ARENA_PAGE_BYTES
-    extra: Iterator[int] = (getattr(params, name) for name in manifest.budget.memory_params)
-    return manifest.budget.memory_bytes + sum(-(-max(0, size_bytes) // page) * page for size_bytes in extra)
 
 
 def _ioctls(manifest: Manifest) -> Iterator[str]:

@@ -72,21 +72,21 @@ class FaultPlan:
 
     def _arm(self, striker: Striker) -> None:
         machine = self._kernel.machine
+        machine.refresh()
         striker.origin_ns = machine.now_ns
         device = self._devices.get(striker.index)
         if device is not None:
             device.check()
             device.start()
         elif striker.fault.timed:
-            machine.heap.call_at(machine.now_ns + striker.fault.at_ns, self._strike, striker)
+            striker.timer = machine.call_at(machine.now_ns + striker.fault.at_ns, self._strike, striker)
 
     # --- while it runs ---
 
     def add(self, fault: Fault) -> str:
         """Adds a fault, whose times count from now, and returns its name.  ConfigError says what is wrong.
 
-        Device faults have no place here.  EBUSY for a loaded instance with a task of its own: such a host cannot be
-        wrapped once its task runs.
+        Device faults have no place here.
         """
         wrong = problem(fault)
         if wrong or fault.kind == "device":
@@ -99,10 +99,6 @@ class FaultPlan:
         striker = Striker(self._next, fault, self._kernel.machine.streams.stream(f"fault/{self._next}"))
         if any(other.name == striker.name for other in self.strikers):
             raise ConfigError(f"name={striker.name}: there is a fault of that name", errno=errno.EEXIST)
-        host: Any = agent.host
-        if host is not None and not isinstance(host, FaultyHost) and host.runs:
-            text = f"{agent.name} has a task of its own: expected a fault plan from before it was loaded"
-            raise ConfigError(text, errno=errno.EBUSY)
         self._next += 1
         self._enter(striker)
         self._aim(agent)
@@ -117,6 +113,9 @@ class FaultPlan:
             hint = did_you_mean(name, names)
             raise ConfigError(f"no fault {name!r}{hint}; there are: {', '.join(names) or 'none'}", errno=errno.ENOENT)
         striker.origin_ns = None
+        if striker.timer is not None:
+            self._kernel.machine.heap.cancel(striker.timer)
+            striker.timer = None
         self.strikers.remove(striker)
         module = canonical(striker.fault.module)
         if striker in self._by_module.get(module, ()):
@@ -136,8 +135,9 @@ class FaultPlan:
     def _strike(self, striker: Striker) -> None:
         """A crash or hang whose time has come; one that finds its instance down waits for the next time."""
         fault, machine = striker.fault, self._kernel.machine
+        striker.timer = None
         agent = self._kernel.agents.get(canonical(fault.module))
-        if agent is None or striker.origin_ns is None:
+        if agent is None:
             return
         host: Any = agent.host
         if host is None:
@@ -149,7 +149,7 @@ class FaultPlan:
             striker.note(agent, "")
             host.hang(fault.duration_ns)
         if fault.every_ns and not striker.exhausted:
-            machine.call_later(fault.every_ns, self._strike, striker)
+            striker.timer = machine.heap.call_at(machine.now_ns + fault.every_ns, self._strike, striker)
 
     def results(self) -> dict[str, dict[str, object]]:
         """Per fault, by name: kind, module, and how often it has struck."""

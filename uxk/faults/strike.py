@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from uxk.core.codec import encode
+from uxk.core.events import EventId
 from uxk.core.ratelimit import RateLimit
 from uxk.faults.model import Fault
 from uxk.kernel.agent import KernelAgent
@@ -18,7 +19,7 @@ from uxk.uapi.entries import Completion, Request
 class Striker:
     """One fault of a running plan: its stream, and how often it has struck."""
 
-    __slots__ = ("_log_limit", "fault", "fired", "index", "name", "origin_ns", "stream")
+    __slots__ = ("_log_limit", "fault", "fired", "index", "name", "origin_ns", "stream", "timer")
 
     def __init__(self, index: int, fault: Fault, stream: np.random.Generator) -> None:
         self.index = index
@@ -28,6 +29,8 @@ class Striker:
         self.fired = 0
         self.origin_ns: int | None = None
         """Start of the run, which ``at_ns`` counts from; None before it."""
+        self.timer: EventId | None = None
+        """Of a fault that strikes at a time, until it does."""
         self._log_limit = RateLimit(LOG_BURST_DEFAULT, LOG_INTERVAL_NS_DEFAULT)
 
     @property

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from uxk import limits
 from uxk.actor.actor import Crash, Output
+from uxk.core.budget import memory_bytes
 from uxk.core.events import EventId
 from uxk.core.lifecycle import ModuleState
-from uxk.core.manifest import canonical, memory_bytes
+from uxk.core.manifest import canonical
 from uxk.core.ratelimit import RateLimit, TokenBucket
 from uxk.core.restart import Restarter
 from uxk.core.waitfor import Node
@@ -115,9 +116,9 @@ class KernelAgent:
         port = self._ports[self._last_port] = Port(self, self._last_port, client, on_completions, tagged=tagged)
         return port
 
-    def close_port(self, port: Port) -> None:
-        """Forgets a client; answers that still come for it are dropped."""
-        port.on_completions = _nothing
+    def close_port(self, port: Port, on_late: OnCompletions | None = None) -> None:
+        """Forgets a client; answers that still come for it go to ``on_late``, or are dropped."""
+        port.on_completions = on_late or _nothing
         self._ports.pop(port.id, None)
 
     def clients(self) -> list[str]:

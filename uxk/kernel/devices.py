@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from uxk import limits
 from uxk.core.bind import matches
 from uxk.core.manifest import name_problem
+from uxk.core.suggest import did_you_mean
 from uxk.core.tree import Attribute, attribute_table
 from uxk.errors import CapabilityError, UsageError
 from uxk.kernel.machine import Machine
@@ -165,20 +166,20 @@ class DeviceRegistry:
             observer(device, change)
 
     def remove(self, device: Device) -> None:
-        """Takes a device away: capabilities on it are revoked, those bound to it are told."""
+        """Takes a device away: capabilities on it are revoked, those bound to it and who has opened it are told."""
         machine = self._machine
         agent = device.agent
         del self.devices[device.name], agent.devices[device.name]
         agent.account.devices -= 1
         device.removed = True
         self._tell(device, "remove")
+        openers = set(machine.caps.holders("device", device.name))
         machine.caps.revoke_target("device", device.name, derived_only=True)
         for cap in device.bound.values():
             machine.caps.revoke(cap)
-        for name in device.bound:
-            bound = self._agents.get(name)
-            if bound is not None:
-                bound.event("device_remove", device.name)
+        for other in list(self._agents.values()):
+            if other.name in device.bound or other.id in openers:
+                other.event("device_remove", device.name)
         tree = machine.tree
         tree.remove(f"/sys/class/{device.driver_class}/{device.name}")
         tree.remove(device.path)
@@ -187,7 +188,7 @@ class DeviceRegistry:
         """The device called ``name``, or ENODEV."""
         device = self.devices.get(name)
         if device is None:
-            raise UsageError(f"no device {name!r}", errno=errno.ENODEV)
+            raise UsageError(f"no device {name!r}{did_you_mean(name, self.devices)}", errno=errno.ENODEV)
         return device
 
     def bind_all(self, agent: KernelAgent) -> None:

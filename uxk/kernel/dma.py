@@ -69,9 +69,14 @@ class DmaPool:
         return cap
 
     def close(self) -> None:
-        """Takes it back from everybody.  Requests in flight that name it will find their region stale."""
+        """Takes it back from everybody.  Requests in flight that name it will find their region stale.
+
+        What a driver has mapped for one already is nobody else's until it has answered.
+        """
         if self._machine.pools.pop(self._offset, None) is None:
             return
+        for agent, cap in self._caps.items():
+            agent.requests.keep(cap, self._offset)
         self._caps.clear()
         self._machine.caps.revoke_target("arena", str(self._offset))
         self.view.release()

@@ -21,6 +21,7 @@ from uxk.uapi import entries as e
 from uxk.uapi.ml import SiteState, encode
 
 if TYPE_CHECKING:
+    from uxk.kernel.devices import Change, Device
     from uxk.kernel.models import Models
     from uxk.kernel.proxy import MLModelProxy
     from uxk.kernel.proxydata import ProxyDataset
@@ -61,6 +62,8 @@ class DriverSites:
             raise CapabilityError(
                 f"site {entry.site!r}: expected DEVICE.NAME with a device of {agent.name}'s: {', '.join(sorted(own))}"
             )
+        if "-" in what:  # model DEVICE-NAME is to be told from another device's
+            raise UsageError(f"site {entry.site!r}: expected a NAME without '-'")
         if sum(key[0] == agent.id for key in self._offered) >= SITES_MAX:
             raise UsageError(f"{agent.name}: {SITES_MAX} decision sites at most", errno=errno.ENOSPC)
         dtype = _dtype(entry)
@@ -84,15 +87,16 @@ class DriverSites:
         found = self._offered.get(key)
         if found is None:
             raise UsageError(f"{agent.name} has not offered a site {entry.site!r}", errno=errno.ENODEV)
-        site, hint = found.site, self._given.pop(key, None)
-        if hint is not None and not site.gave(hint):
-            hint = None
+        site = found.site
         if found.rows is not None and entry.rows:
             size_bytes = found.rows.dtype.itemsize
             if len(entry.rows) % size_bytes:
                 raise UsageError(f"site {entry.site}: {len(entry.rows)} bytes of rows of {size_bytes} bytes")
             found.rows.append(np.frombuffer(entry.rows, found.rows.dtype))
             found.rows.publish()
+        hint = self._given.pop(key, None)  # an epoch that was refused above goes on, and with it the hint
+        if hint is not None and not site.gave(hint):
+            hint = None
         if hint is not None and entry.refused:
             site.refuse(hint, entry.refused)
         elif hint is not None and entry.hinted_kpi:
@@ -109,7 +113,16 @@ class DriverSites:
 
     def forget(self, agent: KernelAgent) -> None:
         """An incarnation is gone: its sites go with it, and the next one offers its own."""
-        for key in [key for key in self._offered if key[0] == agent.id]:
+        self._close([key for key in self._offered if key[0] == agent.id])
+
+    def on_device(self, device: Device, change: Change) -> None:
+        """A device that is gone has nothing to decide."""
+        if change == "remove":
+            begin = f"{device.name}."
+            self._close([key for key in self._offered if key[0] == device.agent.id and key[1].startswith(begin)])
+
+    def _close(self, keys: list[tuple[int, str]]) -> None:
+        for key in keys:
             self._given.pop(key, None)
             self._offered.pop(key).proxy.close()
 

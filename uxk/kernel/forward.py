@@ -6,54 +6,26 @@ buffer, io_uring's word) is used as it is; other memory is lent for as long as a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from uxk import limits
 from uxk.core.caps import Capability
-from uxk.errors import CapabilityError, UxkError
+from uxk.errors import UxkError
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.lending import Hold, Lending, Registered
+from uxk.kernel.moved import data_ops, moved, moved_bytes
 from uxk.kernel.ports import Gate, GatePort
-from uxk.kernel.requests import data_ops, moved, moved_bytes
+from uxk.kernel.slotwaits import SlotWaits
 from uxk.uapi.entries import Completion, Op, Request, Submit, Up
 from uxk.uapi.ids import CapId, InstanceId
-from uxk.uapi.rights import Rights
 
 if TYPE_CHECKING:
     from uxk.kernel.machine import Machine
 
 _READ: Final = int(Op.READ)
 _WRITE: Final = int(Op.WRITE)
-_DATA: Final = Rights.READ | Rights.WRITE
-_NEEDS: Final = {_READ: int(Rights.WRITE), _WRITE: int(Rights.READ)}
-"""What the driver does with the memory: a READ of the device writes there."""
-
-
-class Registered:
-    """Memory that the client has handed to the driver for good.  The arena keeps it while requests refer to it."""
-
-    __slots__ = ("begin", "cap", "end", "inflight", "rights")
-
-    def __init__(self, mine: Capability, handed: Capability) -> None:
-        self.cap = handed
-        self.begin = handed.start - mine.start
-        """Where the driver's part begins in the client's, and where it ends."""
-        self.end = self.begin + handed.length
-        self.rights = int(handed.rights)
-        self.inflight = 0
-
-
-class Hold(NamedTuple):
-    """What ends with one request."""
-
-    known: Registered | None
-    lent: Capability | None
-    """Memory of the client's, lent to the driver."""
-    waits_for: str
-    """What the wait-for graph says the client waits for; empty if it goes on meanwhile."""
-
-
 _NO_HOLD: Final = Hold(None, None, "")
 
 
@@ -61,8 +33,8 @@ class Forwarder:
     """The port of one client extension at one gate of a target."""
 
     __slots__ = (
-        "_data_ops", "_early", "_holds", "_machine", "_regions", "_submitting", "_tag", "_under_way", "client",
-        "direct", "gate", "port", "target",
+        "_data_ops", "_early", "_holds", "_lending", "_machine", "_overdue", "_submitting", "_tag", "_under_way",
+        "_waits", "client", "direct", "gate", "port", "target",
     )  # fmt: skip
 
     def __init__(self, client: KernelAgent, target: KernelAgent, gate: Gate) -> None:
@@ -73,14 +45,15 @@ class Forwarder:
         """Whether nothing stands between client and driver."""
         self._machine = client.machine
         self._data_ops = data_ops(target.manifest)
+        self._overdue = target.requests.overdue
         self._under_way: dict[int, Submit] = {}
         self._holds: dict[int, Hold | Registered] = {}
         """By the target's command id: what must be let go of with the answer."""
-        self._regions: dict[int, Registered] = {}
-        """Registered buffers by the client's capability."""
+        self._lending = Lending(client, target)
         self._submitting = False
         self._early: list[Completion] = []
         self.port: GatePort = gate.open_port(client.name, self._on_completions, tagged=not self.direct)
+        self._waits = SlotWaits(client, target, self.port)
         self._tag = self.port.id
         """What requests carry, so that the driver can tell its clients apart."""
 
@@ -89,66 +62,10 @@ class Forwarder:
         """Nothing is under way."""
         return not self._under_way
 
-    # --- memory ---
-
-    def registered(self, entry: Submit) -> Registered | None:
-        """The registered buffer that holds all of the entry's data and allows what it does; None if there is none.
-
-        Raises as :meth:`CapTable.lookup` does for a region that the client does not have.
-        """
-        caps = self._machine.caps
-        known = self._regions.get(entry.region)
-        if known is None or not caps.alive(known.cap):
-            mine = caps.lookup(self.client.id, CapId(entry.region))
-            handed = caps.handed(mine, self.target.id) if mine.kind == "arena" else None
-            if handed is None:
-                if known is not None:
-                    del self._regions[entry.region]
-                return None
-            if len(self._regions) >= limits.CAPS_PER_HOLDER_MAX:  # of capabilities that are gone, most of them
-                self._regions = {cap: each for cap, each in self._regions.items() if caps.alive(each.cap)}
-            known = self._regions[entry.region] = Registered(mine, handed)
-        if entry.buffer < known.begin or entry.buffer + entry.length > known.end:
-            return None
-        return known if not _NEEDS.get(entry.opcode, int(_DATA)) & ~known.rights else None
-
-    def _lend(self, entry: Submit) -> Capability:
-        """A capability on memory of the client's, for the driver, for as long as the request lasts."""
-        caps, target = self._machine.caps, self.target
-        mine = caps.lookup(self.client.id, CapId(entry.region))
-        if caps.count(target.id) >= limits.CAPS_PER_HOLDER_MAX >> 1:  # its own grants must find room
-            raise CapabilityError(f"{target.name}: too much memory is lent to it already", errno=errno.EMFILE)
-        if mine.kind != "arena":
-            raise CapabilityError(f"{mine!r}: expected a capability of kind 'arena'")
-        if entry.buffer + entry.length > mine.length:
-            raise CapabilityError(
-                f"{mine!r}: bytes {entry.buffer}+{entry.length} are outside 0..{mine.length}", errno=errno.EFAULT
-            )
-        return caps.lend(self.client.id, mine.id, target.id, mine.rights & _DATA)
-
-    def _retain(self, hold: Registered) -> None:
-        if hold.inflight == 0:
-            self._machine.arena.retain(hold.cap.start)
-        hold.inflight += 1
-
-    def _release(self, known: Registered) -> None:
-        known.inflight -= 1
-        if known.inflight == 0:
-            self._machine.arena.release(known.cap.start)
-
-    def _let_go(self, hold: Hold | Registered) -> None:
-        """Takes back what a request had."""
-        if isinstance(hold, Registered):
-            self._release(hold)
-            return
-        machine = self._machine
-        if hold.waits_for:
-            machine.waits.remove(self.client.node, self.target.node, hold.waits_for)
-        if hold.known is not None:
-            self._release(hold.known)
-        if hold.lent is not None:
-            machine.caps.revoke(hold.lent.id)
-            machine.arena.release(hold.lent.start)
+    @property
+    def holding(self) -> bool:
+        """Whether the driver has memory of the client's."""
+        return bool(self._holds)
 
     # --- submission ---
 
@@ -156,7 +73,7 @@ class Forwarder:
         """Passes one request on; the answer goes back under the client's own command id."""
         hold, region, buffer = _NO_HOLD, 0, entry.buffer
         if entry.region:
-            hold = self._take_hold(entry)
+            hold = self._lending.take(entry)
             if hold.known is not None:
                 region, buffer = hold.known.cap.id, buffer - hold.known.begin
             elif hold.lent is not None:
@@ -168,30 +85,19 @@ class Forwarder:
         try:
             self._submit((request,))
         except UxkError:
-            self._let_go(hold)
+            self._lending.let_go(hold)
             raise
         self._under_way[request.cid] = entry
         self.client.defer(entry.cid)
-        waits_for, backlog = "", self.target.requests.backlog
-        if backlog and self.direct and request.cid in backlog:
-            waits_for = f"queue slot {request.cid}"
-        elif entry.wait:
-            waits_for = f"request {request.cid}"
+        waits_for = f"request {request.cid}" if entry.wait else ""
         if waits_for:
             self._machine.wait(self.client.node, self.target.node, waits_for)
+        elif not self.direct or self.target.requests.backlog:
+            self._waits.note((entry.cid,))
         if region or waits_for:
             self._holds[request.cid] = Hold(hold.known, hold.lent, waits_for)
         if self._early:
             self._deliver_early()
-
-    def _take_hold(self, entry: Submit) -> Hold:
-        known = self.registered(entry)
-        if known is not None:
-            self._retain(known)
-            return Hold(known, None, "")
-        lent = self._lend(entry)
-        self._machine.arena.retain(lent.start)
-        return Hold(None, lent, "")
 
     def _submit(self, requests: Sequence[Request]) -> None:
         self._submitting = True
@@ -212,6 +118,7 @@ class Forwarder:
         requests: list[Request] = []
         known: dict[int, Registered] = {}
         cids: set[int] = set()
+        find = self._lending.registered
         for entry in entries if len(entries) <= room else entries[:room]:
             if type(entry) is not Submit or entry.cap != cap_id or entry.wait:
                 break
@@ -222,7 +129,7 @@ class Forwarder:
             region, buffer = entry.region, entry.buffer
             if region:
                 try:
-                    registered = self.registered(entry)
+                    registered = find(entry)
                 except UxkError:
                     break
                 if registered is None:
@@ -245,9 +152,11 @@ class Forwarder:
         for request, entry in zip(requests, run, strict=True):
             under_way[request.cid] = entry
         for index, registered in known.items():
-            self._retain(registered)
+            self._lending.retain(registered)
             self._holds[requests[index].cid] = registered
         self.client.defer_batch(cids)
+        if not self.direct:
+            self._waits.note(cids)
         if self._early:
             self._deliver_early()
         return len(run)
@@ -263,6 +172,8 @@ class Forwarder:
         if self._submitting:
             self._early += completions
             return
+        if self._overdue:
+            self._keep_overdue(completions)
         pop, holds = self._under_way.pop, self._holds
         read_bytes = written_bytes = 0
         for completion in completions:
@@ -279,29 +190,63 @@ class Forwarder:
                 read_bytes += read
                 written_bytes += written
             if holds and (hold := holds.pop(cid, None)) is not None:
-                self._let_go(hold)
+                self._lending.let_go(hold)
         if read_bytes or written_bytes:
             account = self.client.account
             account.io_read_bytes += read_bytes
             account.io_written_bytes += written_bytes
+        if self._waits.delayed:
+            self._waits.answered([completion.cid for completion in completions])
         self.client.answer_batch(completions)
 
     def lent(self) -> list[CapId]:
-        """Capabilities on the client's memory that the driver has now: lent, and registered and used."""
-        holds = self._holds.values()
-        found = [hold.lent.id for hold in holds if isinstance(hold, Hold) and hold.lent is not None]
-        return found + [known.cap.id for known in self._regions.values()]
+        """Capabilities on the client's memory that the driver has for the requests under way."""
+        return [hold.cap.id for hold in self._holds.values() if hold.cap is not None]
+
+    def _take_leave(self) -> None:
+        """A driver with passthrough has something for each client: it hears, in its turn, that this one has gone."""
+        if self.direct and self.target.manifest.passthrough:
+            with contextlib.suppress(UxkError):  # the driver has gone as well, or takes nothing now
+                self._submit((Request(0, Op.RELEASE, port=self._tag),))
 
     def close(self) -> None:
-        """Closes the port; what is still under way is answered with ECANCELED."""
-        self.port.close()
-        under_way, self._under_way = self._under_way, {}
+        """Closes the port; what is still under way is answered with ECANCELED.
+
+        What was lent is revoked.  But the driver works on: the memory stays until it has answered, or is gone.
+        """
+        self._take_leave()
+        self.port.close(self._on_late)
+        client = self.client
+        self._waits.end()
         holds, self._holds = self._holds, {}
-        for cid, entry in under_way.items():
-            hold = holds.pop(cid, None)
+        for cid, hold in holds.items():
+            if (left := self._lending.revoke(hold)) is not None:
+                self._holds[cid] = left
+        under_way, self._under_way = self._under_way, {}
+        for entry in under_way.values():
+            client.answer(entry.cid, errno.ECANCELED)
+
+    def _on_late(self, completions: list[Completion]) -> None:
+        """The driver's answers to what it had when the port was closed."""
+        if self._overdue:
+            self._keep_overdue(completions)
+        for completion in completions:
+            hold = self._holds.pop(completion.cid, None)
             if hold is not None:
-                self._let_go(hold)
-            self.client.answer(entry.cid, errno.ECANCELED)
+                self._lending.let_go(hold)
+
+    def _keep_overdue(self, completions: list[Completion]) -> None:
+        """Some requests were answered for the driver; it may have memory of these, from this try or an earlier one."""
+        for completion in completions:
+            hold = self._holds.get(completion.cid)
+            if hold is not None and hold.cap is not None:
+                self._overdue.keep(hold.cap.id, hold.cap.start)
+
+    def drop(self) -> None:
+        """The driver is gone, and does nothing any more."""
+        holds, self._holds = self._holds, {}
+        for hold in holds.values():
+            self._lending.let_go(hold)
 
 
 class Forwarders:
@@ -310,6 +255,8 @@ class Forwarders:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._open: dict[tuple[InstanceId, InstanceId, Gate], Forwarder] = {}
+        self._closed: list[Forwarder] = []
+        """Connections that are closed while the driver has memory of their clients'."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -328,7 +275,14 @@ class Forwarders:
         gates = {target, *(device.gate for device in target.devices.values())}
         for key, each in list(self._open.items()):
             if each.client is client and each.target is target and each.idle and each.gate not in gates:
-                self._open.pop(key).close()
+                self._close(key)
+
+    def _close(self, key: tuple[InstanceId, InstanceId, Gate]) -> None:
+        closed = self._open.pop(key)
+        closed.close()
+        self._closed = [each for each in self._closed if each.holding]
+        if closed.holding:
+            self._closed.append(closed)
 
     def close_unused(self) -> None:
         """Closes connections to drivers of which the client holds no device any more: some may have been revoked."""
@@ -338,14 +292,25 @@ class Forwarders:
             names = {("device", name) for name in target.devices} | {("chardev", name) for name in target.chardevs}
             bound = any(client.name in device.bound for device in target.devices.values())
             if not bound and not held & names:
-                self._open.pop(key).close()
+                self._close(key)
 
     def lent_to(self, agent: KernelAgent) -> set[CapId]:
-        """Capabilities on clients' memory that the instance keeps when an incarnation of it dies."""
-        return {cap for each in self._open.values() if each.target is agent for cap in each.lent()}
+        """Capabilities on clients' memory that the instance keeps when an incarnation of it dies.
+
+        Those are lent for requests, and handed over by instances that have something of it open.
+        """
+        caps = self._machine.caps
+        kept = {cap for each in self._open.values() if each.target is agent for cap in each.lent()}
+        users = {holder for name in agent.devices for holder in caps.holders("device", name)}
+        users |= {holder for name in agent.chardevs for holder in caps.holders("chardev", name)}
+        users |= {each.client.id for each in self._open.values() if each.target is agent}
+        return kept | {cap.id for cap in caps.handed_to(agent.id, "arena") if caps.giver(cap) in users}
 
     def forget(self, agent: KernelAgent, *, gone: bool) -> None:
         """Closes what ``agent`` has open elsewhere; when it is ``gone``, also what others have open on it."""
         for key, each in list(self._open.items()):
             if each.client is agent or (gone and each.target is agent):
-                self._open.pop(key).close()
+                self._close(key)
+        for each in self._closed if gone else ():
+            if each.target is agent:
+                each.drop()

@@ -73,7 +73,8 @@ class Incarnations:
             assert self.nursery is not None
             host.start_task(
                 self.nursery, lambda: machine.now_ns, partial(machine.mark_dirty, agent),
-                partial(self._task_ended, agent, host), partial(self.task_time.book, account=agent.account), self.kick,
+                partial(self._task_ended, agent, agent.incarnation),
+                partial(self.task_time.book, account=agent.account), self.kick,
             )  # fmt: skip
             machine.settle_needed = True
         if agent.manifest.ready == "setup" and host.crash is None:
@@ -93,9 +94,9 @@ class Incarnations:
         if agent is not None and agent.queue_cap == cap.id:
             agent.queue_cap = 0
 
-    def _task_ended(self, agent: KernelAgent, host: TaskHost) -> None:
+    def _task_ended(self, agent: KernelAgent, incarnation: int) -> None:
         """``run`` came to an end; its last words are taken in order of instances, and what follows from it then."""
-        if agent.host is host:
+        if agent.incarnation == incarnation and agent.host is not None:
             self._machine.mark_dirty(agent)
 
     def _not_ready(self, agent: KernelAgent) -> None:

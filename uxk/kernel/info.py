@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable
 
 from uxk.core.bind import modalias
+from uxk.core.budget import memory_text
 from uxk.core.params import describe_params
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.catalog import Catalog, ExtensionClass, description
@@ -50,7 +51,7 @@ def module_info(cls: ExtensionClass) -> ModuleInfo:
         driver_class=manifest.driver_class, alias=(*manifest.alias, *(modalias(b.match) for b in manifest.binds)),
         depends=manifest.depends, softdep=softdep, capabilities=manifest.capabilities,
         placement=manifest.placement, memory_bytes=manifest.budget.memory_bytes,
-        memory_params=manifest.budget.memory_params,
+        memory_params=tuple(map(memory_text, manifest.budget.memory_params)),
         queue_depth=manifest.budget.queue_depth,
         parameters=tuple(describe_params(manifest.params)),
     )  # fmt: skip

@@ -79,6 +79,7 @@ class Kernel:
         services.extend(sharing.services())
         services.extend(memory.services())
         self.models = Models(machine)
+        self.devices.on_change.append(self.models.driver_sites.on_device)
         self.create_model = self.models.create
         """Makes an ML model proxy for a subsystem: see :meth:`uxk.kernel.models.Models.create`."""
         services.extend(self.models.services())
@@ -251,7 +252,7 @@ class Kernel:
         machine = self.machine
         if due_ns < machine.now_ns:
             due_ns = machine.now_ns
-        machine.heap.call_at(due_ns, callback, argument)
+        machine.call_at(due_ns, callback, argument)
 
     def event_hash(self) -> str:
         """Digest of everything that happened so far; equal seeds give equal hashes."""

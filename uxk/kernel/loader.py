@@ -15,9 +15,10 @@ import trio
 
 from uxk import limits
 from uxk.actor.actor import Crash
+from uxk.core.budget import memory_bytes, memory_terms
 from uxk.core.depgraph import ModuleGraph
 from uxk.core.lifecycle import Event, ModuleState, advance
-from uxk.core.manifest import canonical, memory_bytes, name_problem
+from uxk.core.manifest import canonical, name_problem
 from uxk.core.params import parse_params
 from uxk.errors import (
     BudgetError,
@@ -29,6 +30,7 @@ from uxk.errors import (
     ReadyTimeout,
     UsageError,
     UxkError,
+    errno_name,
 )  # fmt: skip
 from uxk.kernel import views
 from uxk.kernel.agent import KernelAgent
@@ -194,8 +196,7 @@ class Loader:
             agent.on_live = _ignore
             agent.on_failed = _ignore
         if failure:
-            crash = failure[0]
-            raise ProbeError(f"{agent.name}: {crash.kind} in {crash.where}: {crash.message}")
+            raise _probe_error(agent.name, failure[0])
         if not agent.ready:
             limit_ns = agent.manifest.ready_timeout_ns
             raise ReadyTimeout(f"{agent.name}: not ready within {limit_ns} ns")
@@ -207,11 +208,11 @@ class Loader:
         total = self._machine.arena.size_bytes
         if granted + wanted > total:
             self._machine.log("err", instance, f"ENOMEM: budget of {wanted} bytes refused", errno=errno.ENOMEM)
-            terms = [f"memory_bytes={budget.memory_bytes}"]
-            terms += [f"{name}={getattr(params, name)}" for name in budget.memory_params]
-            more = " (the size of the arena is set at boot)" if wanted > total else ""
+            terms = memory_terms(manifest, params)
+            enough_gib = (granted + wanted + (1 << 30) - 1) >> 30
             raise BudgetError(
-                f"{instance}: budget {' + '.join(terms)}: {total - granted} of {total} bytes are left to grant{more}",
+                f"{instance}: budget {' + '.join(terms)}: {total - granted} of {total} bytes are left to grant (the "
+                f"size of the arena is set at boot: --arena {enough_gib}GiB; it is address space until it is used)",
                 errno=errno.ENOMEM,
             )
         if budget.queue_depth > limits.QUEUE_DEPTH_MAX:
@@ -276,6 +277,16 @@ class Loader:
                 bugs.append(bug)
         if bugs:
             raise bugs[0]
+
+
+def _probe_error(name: str, crash: Crash) -> ProbeError:
+    """What ended a probe: a refusal in its own words, anything else with its kind and place; both with their errno."""
+    text = crash.message.removeprefix(f"{name}: ").removesuffix(f" [{errno_name(crash.errno)}]")
+    if not crash.refusal:
+        text = f"{crash.kind} in {crash.where}: {text}"
+    error = ProbeError(f"{name}: {text}", errno=crash.errno or None)
+    error.refusal = crash.refusal
+    return error
 
 
 def _ignore(*_: Any) -> None:

@@ -14,7 +14,7 @@ from uxk.core.arena import Arena
 from uxk.core.caps import CapTable
 from uxk.core.cost import ClockKind, CostModel
 from uxk.core.eventhash import EventHash
-from uxk.core.events import EventHeap
+from uxk.core.events import EventHeap, EventId
 from uxk.core.kmsg import LEVELS, KmsgRing
 from uxk.core.lock import LockTable
 from uxk.core.site import DecisionSite
@@ -95,6 +95,13 @@ class Machine:
     def call_later(self, delay_ns: int, callback: Callable[[Any], object], argument: Any = None) -> int:
         """Schedules on the heap, relative to now."""
         return self.heap.call_at(self.now_ns + delay_ns, callback, argument)
+
+    def call_at(self, due_ns: int, callback: Callable[[Any], object], argument: Any = None) -> EventId:
+        """Schedules on the heap, for tasks outside the dispatcher: one that sleeps by the real clock hears of it."""
+        event = self.heap.call_at(due_ns, callback, argument)
+        if self.parked and self.clock == "real":
+            self.wake()
+        return event
 
     # --- run queue ---
 

@@ -53,7 +53,7 @@ class Models:
         self._last_model = self._last_dataset = 0
         self.on_hint: Callable[[KernelAgent, e.Hint, str], object] | None = None
         """Sees every hint for a site that exists, and why it was refused at once: for recording."""
-        self._driver_sites = DriverSites(self)
+        self.driver_sites = DriverSites(self)
         machine.tree.add(proxyviews.ROOT)
         machine.caps.on_delete["model"] = self._model_revoked
         machine.caps.on_delete["site"] = self._site_revoked
@@ -192,7 +192,7 @@ class Models:
 
     def services(self) -> dict[type, Callable[[KernelAgent, Any], tuple[int, bytes] | None]]:
         """For the dispatch table."""
-        return {e.Hint: self._hint, e.Model: self._command, **self._driver_sites.services()}
+        return {e.Hint: self._hint, e.Model: self._command, **self.driver_sites.services()}
 
     def _hint(self, agent: KernelAgent, entry: e.Hint) -> tuple[int, bytes] | None:
         machine = self._machine
@@ -262,7 +262,7 @@ class Models:
 
     def forget(self, agent: KernelAgent) -> None:
         """An incarnation is gone: its hints vanish, it is attached to nothing, nobody tells it anything."""
-        self._driver_sites.forget(agent)
+        self.driver_sites.forget(agent)
         self._wanted.pop(agent.id, None)
         for key in [key for key in self._feedback if key[0] == agent.id]:
             del self._feedback[key]

@@ -1,4 +1,8 @@
-"""What ``modprobe`` returns: a loaded instance as its user sees it."""
+"""What ``modprobe`` returns: a loaded instance as its user sees it.
+
+Requests submitted here go to the instance itself, past whatever stands before its devices: a disk's queue, for one,
+with its checks, its ``ro`` and its counters.  The way through is :meth:`uxk.Kernel.open_port`.
+"""
 
 from __future__ import annotations
 
@@ -76,14 +80,14 @@ class Module:
         return figures
 
     def open_port(self, on_completions: Callable[[list[Completion]], None], client: str = "") -> Port:
-        """A port for batches and callbacks; with a ``client`` name it counts as a user until closed."""
+        """A port for batches and callbacks, past any gate; with a ``client`` name it counts as a user until closed."""
         return self._agent.open_port(client, on_completions)
 
     async def submit(
         self, payload: bytes = b"", *, opcode: int = Op.CALL, offset: int = 0, length: int = 0, device: int = 0,
         region: int = 0, buffer: int = 0, flags: int = 0, check: bool = True,
     ) -> Completion:  # fmt: skip
-        """Submits one request and waits for its answer in virtual time.
+        """Submits one request to the driver itself, past any gate, and waits for its answer in virtual time.
 
         ``region`` is a capability of the instance's on memory that holds the data, from byte ``buffer`` on: see
         :meth:`uxk.Kernel.dma_pool`.
@@ -98,7 +102,7 @@ class Module:
         return await (self._port.checked(request) if check else self._port.call(request))
 
     async def submit_batch(self, requests: Sequence[Request]) -> list[Completion]:
-        """Submits copies of requests together and waits for all answers, in the order of the requests."""
+        """Submits copies of requests together, past any gate; waits for all answers, in the order of the requests."""
         done: list[Completion] = []
         goal = self._dispatcher.goal(f"{len(requests)} requests to {self.name}")
 

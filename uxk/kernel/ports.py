@@ -37,8 +37,12 @@ class GatePort(Protocol):
     def submit_batch(self, requests: Sequence[Request]) -> None:
         """Submits all or raises, with a ``cid`` for each: RingFull (EAGAIN), or RequestError (ENODEV)."""
 
-    def close(self) -> None:
-        """Answers to what is still in flight are dropped."""
+    def waits_for(self) -> str:
+        """What keeps any of its requests from the driver, for the wait-for graph; empty if the driver has them all."""
+        ...
+
+    def close(self, on_late: OnCompletions | None = None) -> None:
+        """Nothing more is submitted; answers to what is still in flight go to ``on_late``, or are dropped."""
 
 
 class Gate(Protocol):
@@ -90,9 +94,14 @@ class Port:
         """
         self._table.submit(self, requests)
 
-    def close(self) -> None:
-        """Closes the port: answers to what is still in flight are dropped."""
-        self._agent.close_port(self)
+    def waits_for(self) -> str:
+        """A queue slot, while any of its requests is in the backlog."""
+        held_back = any(batch.port is self for batch in self._table.backlog.values())
+        return f"queue slot of {self._agent.name}" if held_back else ""
+
+    def close(self, on_late: OnCompletions | None = None) -> None:
+        """Closes the port: answers to what is still in flight go to ``on_late``, or are dropped."""
+        self._agent.close_port(self, on_late)
 
 
 class DevicePort:

@@ -7,7 +7,7 @@ is in flight; a late, duplicated or forged one is counted and dropped.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import Enum
 from operator import attrgetter
 from typing import Final
@@ -17,16 +17,17 @@ import msgspec
 from uxk.core.account import Account
 from uxk.errors import RequestError, RingFull
 from uxk.kernel.machine import Machine
+from uxk.kernel.moved import data_ops, moved, moved_bytes
+from uxk.kernel.overdue import Overdue
 from uxk.kernel.ports import Port
-from uxk.uapi.blk import NvmeOp, nvme_moved
-from uxk.uapi.entries import Completion, Entry, Op, Request, Submit
+from uxk.uapi.entries import Completion, Entry, Op, Request
 from uxk.uapi.manifest import Fate, Manifest
 
 _READ: Final = int(Op.READ)
 _WRITE: Final = int(Op.WRITE)
-_DATA_OPS: Final = frozenset({_READ, _WRITE})
-_NVME_DATA_OPS: Final = frozenset({_READ, _WRITE, int(NvmeOp.IO)})
 _opcode: Final = attrgetter("opcode")
+OVERDUE_MAX: Final = 4096
+"""Requests on memory that an instance never answers; with more it counts as hung."""
 
 
 class Door(Enum):
@@ -35,29 +36,6 @@ class Door(Enum):
     OPEN = "open"
     HELD = "held"
     CLOSED = "closed"
-
-
-def moved_bytes(request: Request | Submit, completion: Completion) -> int:
-    """Data that a READ or WRITE that succeeded has moved, whatever the driver claims: never more than was asked for."""
-    if request.opcode == _READ and not request.region:
-        return len(completion.payload)
-    size_bytes = request.length if request.region else len(request.payload)
-    return completion.result if 0 < completion.result < size_bytes else size_bytes
-
-
-def data_ops(manifest: Manifest) -> frozenset[int]:
-    """Opcodes of a driver's requests whose data the accounts count."""
-    return _NVME_DATA_OPS if manifest.passthrough == "nvme" else _DATA_OPS
-
-
-def moved(request: Request | Submit, completion: Completion) -> tuple[int, int]:
-    """Bytes read and written by a request, with an opcode of :func:`data_ops`, that was answered without an error."""
-    if request.opcode == _READ:
-        return moved_bytes(request, completion), 0
-    if request.opcode == _WRITE:
-        return 0, moved_bytes(request, completion)
-    by_region = bool(request.region)
-    return nvme_moved(request.payload, request.length, completion.result, completion.payload, by_region=by_region)
 
 
 class Batch(msgspec.Struct, eq=False, gc=False):
@@ -80,7 +58,7 @@ class RequestTable:
 
     __slots__ = (
         "_cid", "_complain", "_data_ops", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed",
-        "_timeout_ns", "_wake", "account", "backlog", "door", "inflight", "on_hung",
+        "_timeout_ns", "_wake", "account", "backlog", "door", "inflight", "on_hung", "overdue",
         "timeouts_in_a_row", "timeouts_max",
     )  # fmt: skip
 
@@ -104,6 +82,8 @@ class RequestTable:
         """By command id, in the order of submission."""
         self.backlog: dict[int, Batch] = {}
         """Accepted, but waiting for room or for the next incarnation."""
+        self.overdue = Overdue(machine.arena)
+        """What the instance has although it was answered with ETIMEDOUT."""
         self.timeouts_in_a_row = 0
         self.timeouts_max = manifest.watchdog.timeouts_max
         self.on_hung: Callable[[int], None] = _nothing
@@ -182,6 +162,8 @@ class RequestTable:
 
     def on_replies(self, completions: list[Completion]) -> None:
         """Believes, counts and delivers what the extension answered."""
+        if self.overdue:
+            self.overdue.answered(completions)
         pop = self.inflight.pop
         batches = [pop(completion.cid, None) for completion in completions]
         first = batches[0]
@@ -240,12 +222,39 @@ class RequestTable:
 
     def fail_one(self, cid: int, status: int) -> bool:
         """Answers one request on the extension's behalf; False if it is not in flight."""
-        batch = self.inflight.pop(cid, None)
+        batch, answer = self.inflight.pop(cid, None), Completion(cid, status)
+        self.overdue.answered([answer])
         if batch is None:
             return False
-        self._deliver(batch.port, [Completion(cid, status)])
+        self._deliver(batch.port, [answer])
         self.pump()
         return True
+
+    def keep(self, region: int, offset: int) -> None:
+        """Memory at ``offset`` of the arena, which requests name ``region``, is given up: those in flight keep it."""
+        for cid, batch in self.inflight.items():
+            request = batch.request(cid)
+            if request.region == region:
+                self.overdue.add(request)
+        self.overdue.keep(region, offset)
+
+    def abort(self, cids: Collection[int]) -> None:
+        """Answers requests in flight on the extension's behalf with ETIMEDOUT, as at their deadline."""
+        late = [(cid, self.inflight.pop(cid)) for cid in cids]
+        self._forget(late)
+        for cid, batch in late:
+            self._deliver(batch.port, [Completion(cid, errno.ETIMEDOUT)])
+            self.pump()
+
+    def _forget(self, late: Sequence[tuple[int, Batch]]) -> None:
+        """Takes back what the extension has not been given yet; the rest it has, and may still work on."""
+        cids = {cid for cid, _ in late}
+        unseen = {entry.cid for entry in self._staged if isinstance(entry, Request) and entry.cid in cids}
+        if unseen:
+            self._staged[:] = [x for x in self._staged if not (isinstance(x, Request) and x.cid in unseen)]
+        for cid, batch in late:
+            if cid not in unseen:
+                self.overdue.add(batch.request(cid))
 
     def _fail_all(self, items: Iterable[tuple[int, Batch]], status: int) -> None:
         for batch, group in _join_ports([(batch, [Completion(cid, status)]) for cid, batch in items]):
@@ -264,8 +273,7 @@ class RequestTable:
         late = _older_than(self.inflight, limit_ns)
         hung = len(late)
         if late:
-            gone = {cid for cid, _ in late}
-            self._staged[:] = [x for x in self._staged if not (isinstance(x, Request) and x.cid in gone)]
+            self._forget(late)
         late += _older_than(self.backlog, limit_ns)
         if late:
             self.account.timeouts += len(late)
@@ -276,7 +284,7 @@ class RequestTable:
         oldest = min((next(iter(book.values())).submitted_ns for book in books), default=-1)
         if oldest >= 0 and not self._sweep_armed:
             self._arm_sweep(max(oldest + self._timeout_ns, self._machine.now_ns + 1))
-        if hung and self.timeouts_in_a_row >= self.timeouts_max:
+        if hung and (self.timeouts_in_a_row >= self.timeouts_max or len(self.overdue) > OVERDUE_MAX):
             self.timeouts_in_a_row = 0
             self.on_hung(hung)
 
@@ -290,6 +298,7 @@ class RequestTable:
         """
         unseen = {entry.cid for entry in self._staged if isinstance(entry, Request)}
         self._staged.clear()
+        self.overdue.clear()
         kept: dict[int, Batch] = {}
         lost: dict[int, Batch] = {}
         for cid, batch in self.inflight.items():
@@ -312,6 +321,7 @@ class RequestTable:
         self.inflight.clear()
         self.backlog.clear()
         self._staged.clear()
+        self.overdue.clear()
         self._fail_all(items, status)
 
     def open(self) -> None:

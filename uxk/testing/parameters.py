@@ -65,6 +65,8 @@ def _on_purpose(exc: UxkError) -> bool:
     """Whether a load was refused by a decision, not by an accident such as ZeroDivisionError in ``setup``."""
     if not isinstance(exc, ProbeError) or type(exc) is not ProbeError:
         return not isinstance(exc, ProbeError)
+    if exc.refusal:
+        return True
     words = str(exc).split(": ", 2)
     kind = getattr(errors, words[1].split(" ")[0], None) if len(words) > 1 else None
     return isinstance(kind, type) and issubclass(kind, UxkError)

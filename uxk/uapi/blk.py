@@ -53,7 +53,11 @@ class NvmeOp(IntEnum):
     ADMIN = Op.PRIVATE
     IO = Op.PRIVATE + 1
     ATTACH = Op.PRIVATE + 2
-    """A further controller of the subsystem for a host: payload host NQN and host id; ``result`` is its CNTLID."""
+    """A further controller of the subsystem for a host: payload host NQN and host id; ``result`` is its CNTLID.
+
+    It belongs to the client that asks (:attr:`~uxk.uapi.entries.Request.port`).  When that client's connection ends,
+    the driver gets :attr:`Op.RELEASE` from the same port.
+    """
     DETACH = Op.PRIVATE + 3
     """The host is gone: ``offset`` as above; all of its commands are aborted."""
     WAIT_EVENT = Op.PRIVATE + 4

@@ -46,7 +46,7 @@ class ModuleInfo(Struct, frozen=True):
     placement: str
     memory_bytes: int
     memory_params: tuple[str, ...]
-    """Parameters, in bytes, that come on top."""
+    """What comes on top with parameters: their names, or ``"size*5/512 when integrity=Y"``."""
     queue_depth: int
     parameters: tuple[Parameter, ...]
 

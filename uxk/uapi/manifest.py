@@ -66,12 +66,26 @@ class Softdep(msgspec.Struct, frozen=True):
     post: tuple[str, ...] = ()
 
 
+class MemoryParam(msgspec.Struct, frozen=True):
+    """Memory that goes with a parameter: ``times`` bytes for every ``per`` bytes of it, if others are as ``when`` says.
+
+    Example: ``MemoryParam("size", {"backing": "ram"})``, a disk that takes memory only if that is where it is.
+    """
+
+    name: str
+    """An int parameter in bytes; not a writable one."""
+    when: dict[str, str] = {}
+    """Parameters and shell patterns that their values must match, all of them, as sysfs shows them (``Y`` or ``N``)."""
+    times: int = 1
+    per: int = 1
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance may use at most; granted before any of its code runs (R8)."""
 
     memory_bytes: int = limits.MEMORY_BYTES_DEFAULT
     """Arena bytes."""
-    memory_params: tuple[str, ...] = ()
+    memory_params: tuple[str | MemoryParam, ...] = ()
     """Parameters, in bytes, that come on top: a device as large as the user says."""
     queue_depth: int = limits.QUEUE_DEPTH_DEFAULT
     """Slots of each of its rings; a power of two."""
@@ -164,6 +178,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ioctls: tuple[Ioctl, ...] = ()
     """Typed ioctls of its char devices."""
     passthrough: Passthrough = ""
-    """What its opcodes from ``Op.PRIVATE`` up are, so that accounts count their data: ``"nvme"``, as of ``NvmeOp``."""
+    """What its opcodes from ``Op.PRIVATE`` up are: ``"nvme"``, as of ``NvmeOp``. Accounts count their data,
+    and when a client extension's connection ends, the driver gets ``Op.RELEASE`` from its port."""
     state_version: int = 1
     """Format of the state handed over by a hot upgrade."""
