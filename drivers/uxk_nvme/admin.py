@@ -11,7 +11,8 @@ from uxk_nvme.controller import Handler
 from uxk_nvme.identify import identify
 from uxk_nvme.logs import get_log_page
 from uxk_nvme.namespaces import LBA_SHIFTS, Namespace
-from uxk_nvme.spec import PAGE_BYTES, Admin, Refused, Status, final, invalid_field
+from uxk_nvme.spec import PAGE_BYTES, Admin, Refused, Status, Vendor, final, invalid_field
+from uxk_nvme.subsystem import LATENCY_MAX_NS
 
 _RULE_MAX_BYTES: Final = 4096
 
@@ -22,8 +23,7 @@ def _get_features(cmd: Command) -> int:
 
 
 def _set_features(cmd: Command) -> int:
-    cmd.controller.features.set(cmd)
-    return cmd.now_ns
+    return cmd.controller.features.set(cmd)
 
 
 def _event(cmd: Command) -> None:
@@ -33,7 +33,8 @@ def _event(cmd: Command) -> None:
 def _abort(cmd: Command) -> int:
     """Ends a command that still waits.  Bit 0 of DW0 says that it was not aborted (base, section 5.1)."""
     sqid, command_id = cmd.dw[10] & 0xFFFF, cmd.dw[10] >> 16
-    queue = cmd.controller.queues.get(sqid)
+    peers = cmd.controller.queues if cmd.queue.peers is None else cmd.queue.peers
+    queue = peers.get(sqid)
     tag = None if queue is None else queue.tag_of(command_id)
     if queue is None or tag is None or not cmd.controller.abort(queue, tag):
         cmd.dw0 = 1
@@ -63,6 +64,8 @@ def _format(cmd: Command) -> int:
         raise Refused(Status.NAMESPACE_WRITE_PROTECTED)
     if any(target.busy_until_ns > cmd.now_ns for target in targets):
         raise Refused(Status.FORMAT_IN_PROGRESS)
+    if any(target.size_bytes >> LBA_SHIFTS[lbaf] == 0 for target in targets):  # no block of that size fits in
+        raise Refused(Status.INVALID_FORMAT, byte=40)
     due_ns = cmd.now_ns
     for target in targets:
         done_ns = subsystem.medium.format(target.base, target.size_bytes, cmd.now_ns)
@@ -94,6 +97,8 @@ def _manage(cmd: Command) -> int:
             cmd.dw0 = made.nsid
         case 1:
             targets = list(subsystem.namespaces.table.values()) if cmd.broadcast else [_allocated(cmd)]
+            if any(target.protect for target in targets):  # it is not among what is allowed then (base, section 8.12)
+                raise Refused(Status.NAMESPACE_WRITE_PROTECTED)
             for target in targets:
                 subsystem.delete(target, cmd.now_ns)
         case _:
@@ -181,7 +186,6 @@ def _latency(cmd: Command) -> int:
     return cmd.now_ns
 
 
-LATENCY_MAX_NS: Final = 60_000_000_000
 ADMIN_TABLE: Final[dict[int, Handler]] = {
     Admin.GET_LOG_PAGE: get_log_page,
     Admin.IDENTIFY: identify,
@@ -193,10 +197,10 @@ ADMIN_TABLE: Final[dict[int, Handler]] = {
     Admin.NAMESPACE_ATTACHMENT: _attach,
     Admin.KEEP_ALIVE: _keep_alive,
     Admin.FORMAT: _format,
-    Admin.VENDOR_FAULT_ADD: _fault_add,
-    Admin.VENDOR_FAULT_REMOVE: _fault_remove,
-    Admin.VENDOR_FAULT_LIST: _fault_list,
-    Admin.VENDOR_POWER_LOSS: _power_loss,
-    Admin.VENDOR_LATENCY: _latency,
+    Vendor.FAULT_ADD: _fault_add,
+    Vendor.FAULT_REMOVE: _fault_remove,
+    Vendor.FAULT_LIST: _fault_list,
+    Vendor.POWER_LOSS: _power_loss,
+    Vendor.LATENCY: _latency,
 }
 """What every controller has; one with queues in memory also creates and deletes them (:mod:`uxk_nvme.pcie`)."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from uxk_nvme.events import SUPPORTED
 from uxk_nvme.pcie import Registers
 from uxk_nvme.queues import HostQueue
 from uxk_nvme.spec import PAGE_BYTES, PSDT_SGL, Admin, Feature, Log
+from uxk_nvme.watch import Watch
 
 ADMIN_ENTRIES: Final = 32
-_RESERVED: Final = 8
-"""Places that commands with data leave to events and aborts."""
+ABORTS_MAX: Final = 4
+"""Abort commands at a time, as Identify Controller's ACL has it."""
+_CIDS: Final = 0xFFFF
+"""Identifiers come in turn, so that one whose command was swallowed is not given again soon (FFFFh is none)."""
 
 OnDone: TypeAlias = Callable[[bytes], object]
 """Gets a page of data, or nothing when the command has failed."""
@@ -37,19 +41,21 @@ class AdminQueue:
         self._page = page
         self._address = address
         self._clock = clock
-        self._free = list(range(ring.entries - 1))
+        self._cid = 0
         self._then: dict[int, Callable[[int, int], object]] = {}
         self._jobs: deque[tuple[tuple[int, ...], OnDone]] = deque()
         self._current = -1
-        self._seen = -1
-        """The command that was under way at the last sweep."""
+        self._aborts: dict[int, None] = {}
+        """Abort commands under way."""
+        self._watch = Watch()
+        self._postponed: dict[Callable[[], object], None] = {}
         self._polling = False
         self._on_namespaces: Callable[[], object] = _nothing
 
     @property
     def busy(self) -> bool:
-        """Whether a command other than a request for events is under way."""
-        return self._current >= 0
+        """Whether a sweep has anything to do: only requests for events may be under way for ever."""
+        return self._current >= 0 or bool(self._aborts) or bool(self._postponed)
 
     # --- commands ---
 
@@ -78,27 +84,51 @@ class AdminQueue:
         self._ask((Admin.SET_FEATURES, 0, Feature.EVENTS, SUPPORTED), lambda _: self._arm())
 
     def abort(self, qid: int, cid: int) -> None:
-        """Asks the controller to end a command; what becomes of it shows in its own completion."""
-        if self._free:
-            self._issue((Admin.ABORT, 0, qid | cid << 16), 0, lambda status, dw0: None)
+        """Asks the controller to end a command; what becomes of it shows in its own completion.
+
+        When too many such are under way, nothing is done: the command is found again by the next sweep.
+        """
+        if len(self._aborts) >= ABORTS_MAX:
+            return
+
+        def done(status: int, dw0: int) -> None:
+            self._aborts.pop(mine, None)
+
+        mine = self._next_cid()
+        self._aborts[mine] = None
+        self._issue((Admin.ABORT, 0, qid | cid << 16), 0, done, mine)
+
+    def postpone(self, job: Callable[[], object]) -> None:
+        """Something has failed: ``job`` tries it again at the next sweep.  The same is done once."""
+        self._postponed[job] = None
 
     def _arm(self) -> None:
-        if self._free:
-            self._issue((Admin.ASYNC_EVENT, 0, 0), 0, self._happened)
+        self._issue((Admin.ASYNC_EVENT, 0, 0), 0, self._happened)
+
+    def _arm_again(self) -> None:
+        self._arm()
+        if self._arm_again not in self._postponed:
+            self._on_namespaces()  # nobody listened for a while
 
     def _happened(self, status: int, dw0: int) -> None:
         if status:
+            self.postpone(self._arm_again)
             return
         self._arm()
-        log = dw0 >> 16 & 0xFF
+        self._read_log(dw0 >> 16 & 0xFF)
+
+    def _read_log(self, log: int) -> None:
+        """Reads a page, which arms its events again; without that no more would come."""
         length = 511 if log == Log.SMART else 1023
         words = (length >> 2 if log == Log.SMART else length) << 16 | log
-        # Reading the page arms the event again.
-        self._ask((Admin.GET_LOG_PAGE, 0xFFFFFFFF if log == Log.SMART else 0, words), lambda _: self._read(log))
 
-    def _read(self, log: int) -> None:
-        if log == Log.CHANGED_NAMESPACES:
-            self._on_namespaces()
+        def done(page: bytes) -> None:
+            if not page:
+                self.postpone(partial(self._read_log, log))
+            elif log == Log.CHANGED_NAMESPACES:
+                self._on_namespaces()
+
+        self._ask((Admin.GET_LOG_PAGE, 0xFFFFFFFF if log == Log.SMART else 0, words), done)
 
     # --- the ring ---
 
@@ -107,7 +137,7 @@ class AdminQueue:
         self._next()
 
     def _next(self) -> None:
-        if self._current >= 0 or not self._jobs or len(self._free) <= _RESERVED:
+        if self._current >= 0 or not self._jobs:
             return
         words, then = self._jobs.popleft()
 
@@ -117,12 +147,18 @@ class AdminQueue:
                 then(b"" if status else bytes(self._page))
                 self._next()
 
-        self._current = cid = self._free[-1]
-        self._issue(words[:4], words[4], done)
+        self._current = cid = self._next_cid()
+        self._issue(words[:4], words[4], done, cid)
 
-    def _issue(self, words: tuple[int, ...], address: int, then: Callable[[int, int], object]) -> None:
+    def _next_cid(self) -> int:
+        while True:
+            self._cid = (self._cid + 1) % _CIDS
+            if self._cid not in self._then:
+                return self._cid
+
+    def _issue(self, words: tuple[int, ...], address: int, then: Callable[[int, int], object], cid: int = -1) -> None:
+        cid = self._next_cid() if cid < 0 else cid
         opcode, nsid, dw10, dw11 = (*words, *(0,) * (4 - len(words)))
-        cid = self._free.pop()
         self._then[cid] = then
         flags, length = (0, 0) if address else (PSDT_SGL << 8, PAGE_BYTES)
         at = address or self._address
@@ -143,16 +179,20 @@ class AdminQueue:
             for dw0, words in taken:
                 cid = words >> 32 & 0xFFFF
                 then = self._then.pop(cid, None)
-                self._free.append(cid)
                 if then is not None:
                     then(words >> 49, dw0 & 0xFFFFFFFF)
         self._polling = False
 
-    def sweep(self) -> None:
-        """Aborts a command that was under way at the last sweep already."""
-        if self._current >= 0 and self._current == self._seen:
-            self.abort(0, self._current)
-        self._seen = self._current
+    def sweep(self, limit_ns: int) -> None:
+        """Aborts a command that has been under way for so long, and tries again what has failed."""
+        for cid in self._watch.late(dict.fromkeys((*self._aborts, self._current)), self._clock.now_ns, limit_ns):
+            if cid in self._aborts:
+                del self._aborts[cid], self._then[cid]  # the controller has swallowed it: others may be tried
+            elif cid >= 0:
+                self.abort(0, cid)
+        postponed, self._postponed = self._postponed, {}
+        for job in postponed:
+            job()
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ Plain reads and writes go by a fast path, a batch at a time; everything else goe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from uxk_nvme.command import Command
@@ -14,6 +15,7 @@ from uxk_nvme.events import INVALID_DOORBELL, NAMESPACE_CHANGED, Events
 from uxk_nvme.features import Features
 from uxk_nvme.inject import struck
 from uxk_nvme.iommu import OFFSET_BITS
+from uxk_nvme.later import ENDLESS
 from uxk_nvme.logs import ErrorLog
 from uxk_nvme.namespaces import Namespace
 from uxk_nvme.queues import Done, Fast, Item, ReplyQueue
@@ -40,7 +42,7 @@ class Controller:
 
     def __init__(
         self, subsystem: Subsystem, cntlid: int, *, host: str, host_id: bytes, port: int, fabrics: bool,
-        tables: tuple[Mapping[int, Handler], Mapping[int, Handler]], saved: dict[int, int] | None = None,
+        tables: tuple[Mapping[int, Handler], Mapping[int, Handler]],
     ) -> None:  # fmt: skip
         self.subsystem = subsystem
         self.cntlid = cntlid
@@ -56,7 +58,7 @@ class Controller:
         self.queues: dict[int, ReplyQueue] = {}
         """By queue identifier; 0 is the admin queue."""
         self.events = Events()
-        self.features = Features(self, {} if saved is None else saved)
+        self.features = Features(self)
         self.features.host_id = host_id.ljust(16, b"\0")[:16]
         self.errors = ErrorLog()
         self.active: dict[int, Namespace] = subsystem.namespaces.active_of(cntlid)
@@ -99,13 +101,21 @@ class Controller:
             queue.post(ready)
         subsystem.settle(now_ns)
 
+    def _bucket(self, queue: ReplyQueue) -> Callable[[int, ReplyQueue], list[Item]]:
+        """Where completions of I/O commands wait: as feature 08h says, or else parameter ``coalesce_ns``."""
+        later, coalescing = self.subsystem.later, self.features.coalescing(queue.qid)
+        if coalescing is not None:
+            return partial(later.together, window_ns=coalescing[0], most=coalescing[1])
+        grain_ns = self.subsystem.coalesce_ns
+        return partial(later.together, window_ns=grain_ns, most=ENDLESS) if grain_ns else later.bucket
+
     def _run_fast(self, queue: ReplyQueue, entries: Sequence[Fast], now_ns: int, ready: list[Item]) -> None:
         """Reads and writes without flags, of whole and attached namespaces; the rest is executed as it comes.
 
         Neighbours mostly address the same namespace and the same memory: what is known of those is kept.
         """
         subsystem = self.subsystem
-        later, latencies = subsystem.later, subsystem.counters.latencies
+        bucket, latencies = self._bucket(queue), subsystem.counters.latencies
         read, write, active = subsystem.medium.read, subsystem.medium.write, self.active
         append = append_later = ready.append
         nsid = handle = last_ns = -1
@@ -143,7 +153,7 @@ class Controller:
                 continue
             if due_ns != last_ns:
                 latencies.append((last_ns - now_ns, equal))
-                last_ns, append_later, equal = due_ns, later.bucket(due_ns, queue).append, 0
+                last_ns, append_later, equal = due_ns, bucket(due_ns, queue).append, 0
             equal += 1
             append_later(head >> 16 & 0xFFFF)
         latencies.append((last_ns - now_ns, equal))
@@ -189,7 +199,9 @@ class Controller:
         else:
             if table is self.io_table:
                 subsystem.counters.latencies.append((due_ns - now_ns, 1))
-            subsystem.later.bucket(due_ns, queue).append(item)
+                self._bucket(queue)(due_ns, queue).append(item)
+            else:
+                subsystem.later.bucket(due_ns, queue).append(item)
 
     def _failed(self, cmd: Command, status: int) -> Done:
         return Done(cmd.tag, self.errors.note(cmd, final(status), 0xFFFF))
@@ -198,13 +210,17 @@ class Controller:
 
     def abort(self, queue: ReplyQueue, tag: int) -> bool:
         """Ends a command that is under way, with Command Abort Requested; False if there is none (any more)."""
-        known = (queue, tag) in self.lost
-        if known:
-            del self.lost[queue, tag]
-        if not (known or self.events.let_go(queue, tag) or self.subsystem.later.take(queue, tag)):
+        if not self.forget(queue, tag):
             return False
         queue.post([Done(tag, Status.ABORTED)])
         return True
+
+    def forget(self, queue: ReplyQueue, tag: int) -> bool:
+        """Takes a command back that is under way: there will be no completion; False if there is none (any more)."""
+        if (queue, tag) in self.lost:
+            del self.lost[queue, tag]
+            return True
+        return self.events.let_go(queue, tag) or self.subsystem.later.take(queue, tag)
 
     def bad_doorbell(self) -> None:
         """A doorbell had a value that cannot be: an entry in the error log, and an event."""

@@ -10,8 +10,8 @@ from typing import Final
 import uxk
 from uxk.uapi.blk import BlockLimits, properties_of
 from uxk_nvme.adminqueue import AdminQueue
-from uxk_nvme.spec import TRANSFER_MAX_BYTES
-from uxk_nvme.translate import ZEROES_MAX_BLOCKS, Disk
+from uxk_nvme.spec import TRANSFER_MAX_BYTES, ZEROES_MAX_BYTES
+from uxk_nvme.translate import Disk
 
 _LENGTH_MAX: Final = (1 << 32) - 1
 """Of a request."""
@@ -34,6 +34,8 @@ class Disks:
         """Of the devices that there are, by name."""
         self._scanning = False
         self._again = False
+        self._failed = False
+        """Whether the controller has not answered: what there was is kept."""
 
     def rescan(self) -> None:
         """Asks for the active namespaces, and brings the devices in line."""
@@ -41,9 +43,14 @@ class Disks:
             self._again = True
             return
         self._scanning = True
+        self._failed = False
         self._admin.identify(0x02, 0, self._listed)
 
     def _listed(self, page: bytes) -> None:
+        if not page:
+            self._failed = True
+            self._scanned()
+            return
         nsids = [nsid for (nsid,) in struct.iter_unpack("<I", page) if nsid]
         wanted = {self._name(nsid) for nsid in nsids}
         for name in [name for name in self._properties if name not in wanted]:
@@ -73,9 +80,13 @@ class Disks:
         if self._again:
             self._again = False
             self.rescan()
+        elif self._failed:
+            self._admin.postpone(self.rescan)
 
     def _found(self, nsid: int, page: bytes, descriptors: bytes, rest: list[int]) -> None:
-        if page and any(page[8:16]):
+        if not page or not descriptors:
+            self._failed = True
+        elif any(page[8:16]):
             self._add(nsid, page, descriptors)
         elif self._name(nsid) in self._properties:
             self._remove(self._name(nsid))
@@ -93,7 +104,7 @@ class Disks:
             io_min_bytes=(int.from_bytes(page[64:66], "little") + 1) << shift,
             max_transfer_bytes=TRANSFER_MAX_BYTES,
             max_discard_bytes=_LENGTH_MAX // block_bytes * block_bytes,
-            max_write_zeroes_bytes=ZEROES_MAX_BLOCKS * 512,
+            max_write_zeroes_bytes=ZEROES_MAX_BYTES,
             write_cache=int(self._write_cache),
             fua=int(self._write_cache),
             read_only=page[99] & 1,

@@ -6,37 +6,48 @@ import errno
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
+from struct import iter_unpack
 from typing import Final
 from weakref import WeakValueDictionary
 
 import uxk
 from uxk.uapi.blk import NvmeOp, pack_extents
-from uxk_nvme.admin import ADMIN_TABLE
 from uxk_nvme.adminqueue import ADMIN_ENTRIES, AdminQueue
 from uxk_nvme.advice import Advice, advice_of
+from uxk_nvme.begin import make_namespaces, resume_controllers
 from uxk_nvme.bounce import BOUNCE_BYTES, Bounce
 from uxk_nvme.disks import Disks
 from uxk_nvme.faults import FaultTable
 from uxk_nvme.figures import Figures
-from uxk_nvme.host import Host, IoQueue
-from uxk_nvme.io import IO_TABLE
+from uxk_nvme.host import Host
 from uxk_nvme.iommu import OFFSET_BITS, Iommu
-from uxk_nvme.kept import KEPT_BYTES, Kept, KeptTable
+from uxk_nvme.ioqueue import IoQueue
+from uxk_nvme.kept import KEPT_BYTES, KeptTable
 from uxk_nvme.medium import Medium, open_medium
-from uxk_nvme.namespaces import LBA_SHIFTS
 from uxk_nvme.nscontrol import NamespaceControl
 from uxk_nvme.params import NvmeParams
-from uxk_nvme.passthru import QUEUES_MAX, Passthrough
+from uxk_nvme.passthru import Passthrough
 from uxk_nvme.pcie import Registers
 from uxk_nvme.queues import DOORBELL_BYTES, HostQueue, Rings, ring_bytes
-from uxk_nvme.spec import PAGE_BYTES, SQE_BYTES, Refused
-from uxk_nvme.subsystem import PRIMARY, Settings, Subsystem
+from uxk_nvme.spec import PAGE_BYTES, SQE_BYTES
+from uxk_nvme.store import record_bytes
+from uxk_nvme.subsystem import Settings, Subsystem
 from uxk_nvme.translate import Disk
+from uxk_nvme.watch import LOOKS
 
 _PAGES: Final = 1
 """Pages for data of the driver's admin commands."""
 WORK_BYTES: Final = DOORBELL_BYTES + BOUNCE_BYTES + _PAGES * PAGE_BYTES + ring_bytes(ADMIN_ENTRIES) + PAGE_BYTES
 QUEUES_BYTES: Final = 16 * ring_bytes(4096)
+MARKS_BYTES: Final = 1 << 20
+_CHECKED: Final = ({"integrity": "Y", "lba_bytes": str(lba_bytes)} for lba_bytes in (512, 4096))
+MEMORY: Final = (
+    uxk.MemoryParam("size", {"backing": "ram"}),
+    uxk.MemoryParam("write_cache"),  # what a loss of power would take back
+    *(uxk.MemoryParam("size", when, times=5, per=int(when["lba_bytes"])) for when in _CHECKED),
+)
+"""What comes on top of the budget with parameters; the last two are checksums."""
+"""For what cannot be read: enough for 4 GiB of memory.  Beyond that it is forgotten when the driver is killed."""
 _lives: Final = count(1)
 _media: Final[WeakValueDictionary[int, Medium]] = WeakValueDictionary()
 """Media of this process that were opened and may not be closed yet."""
@@ -59,7 +70,9 @@ class Nvme(uxk.Extension[NvmeParams]):
         passthrough="nvme",
         params=NvmeParams,
         budget=uxk.Budget(
-            memory_bytes=WORK_BYTES + QUEUES_BYTES + KEPT_BYTES + (1 << 20), memory_params=("size",), queue_depth=1024
+            memory_bytes=WORK_BYTES + QUEUES_BYTES + KEPT_BYTES + MARKS_BYTES + (1 << 20),
+            memory_params=MEMORY,
+            queue_depth=1024,
         ),
         # The medium outlives the driver; writes may be done twice.
         fate="reissue",
@@ -82,6 +95,8 @@ class Nvme(uxk.Extension[NvmeParams]):
         wanted = {"work": WORK_BYTES + queues, "table": KEPT_BYTES}
         if self.params.backing == "ram":
             wanted["medium"] = self.params.size
+            if record_bytes(self.params.size) <= MARKS_BYTES:
+                wanted["marks"] = record_bytes(self.params.size)
         for name, size_bytes in wanted.items():
             keep = "" if name == "work" else name
             ctx.allocate(size_bytes, keep=keep).then(partial(self._granted, name, len(wanted)))
@@ -103,7 +118,7 @@ class Nvme(uxk.Extension[NvmeParams]):
         if kept is not None and kept.life in _media:
             _media[kept.life].close()  # it may hold the lock on its file
         self._medium = medium = open_medium(
-            params, ctx.random("medium"), self._memory.get("medium"), fresh=kept is None
+            params, ctx.random("medium"), self._memory.get("medium"), self._memory.get("marks"), fresh=kept is None
         )
         self._faults = FaultTable(ctx.random("faults"))
         settings = Settings(
@@ -116,15 +131,18 @@ class Nvme(uxk.Extension[NvmeParams]):
         subsystem.life = next(_lives)
         _media[subsystem.life] = medium
         self._advice = advice_of(ctx, medium) if params.medium == "ftl" else None
-        self._restore(kept)
+        if kept is None:
+            make_namespaces(subsystem, params)
+        else:
+            subsystem.restore(kept)
         doorbells = work[:DOORBELL_BYTES]
         bounce = Bounce(work[DOORBELL_BYTES : DOORBELL_BYTES + BOUNCE_BYTES], handle, DOORBELL_BYTES)
-        registers = Registers(subsystem, doorbells, self._interrupt, kept.saved if kept else {})
-        registers.controller.features.power_on(ctx.now_ns)
+        registers = Registers(subsystem, doorbells, self._interrupt)
         self._host = host = Host(ctx, registers, iommu, bounce, self._other, self._after)
         self._apply()
         self._passthrough = Passthrough(ctx, subsystem, iommu, bounce)
-        self._reattach(kept)
+        if kept is not None:
+            resume_controllers(subsystem, kept, ctx.now_ns)
         at = DOORBELL_BYTES + BOUNCE_BYTES
         page, at = at, at + PAGE_BYTES
         rings = Rings(
@@ -137,7 +155,7 @@ class Nvme(uxk.Extension[NvmeParams]):
         )
         self._disks = Disks(ctx, self._admin, host.disks, params.queues, settings.write_cache, self._live)
         self._queue_memory = handle, -(-(at + ring_bytes(ADMIN_ENTRIES)) // PAGE_BYTES) * PAGE_BYTES
-        self._figures = Figures(ctx, subsystem)
+        self._figures = Figures(ctx, subsystem, self._save)
         self._control = NamespaceControl(ctx, subsystem, params.lba_bytes.bit_length() - 1)
         self._admin.identify_controller(lambda page: self._create_queues(0))
 
@@ -145,38 +163,7 @@ class Nvme(uxk.Extension[NvmeParams]):
         """What may be set while the module is loaded."""
         assert self._host is not None
         self._host.retries = self.params.retries
-        self._subsystem.later.grain_ns = max(self.params.coalesce_ns, 1)
-
-    def _restore(self, kept: Kept | None) -> None:
-        """Namespaces as they were, or as the parameters say."""
-        subsystem, params = self._subsystem, self.params
-        if kept is not None:
-            subsystem.restore(kept)
-            return
-        shift = params.lba_bytes.bit_length() - 1
-        assert shift in LBA_SHIFTS
-        whole_bytes = subsystem.namespaces.capacity_bytes
-        each_bytes = params.namespace_bytes or whole_bytes
-        if params.namespaces > 1 and not params.namespace_bytes:
-            each_bytes = whole_bytes // params.namespaces // PAGE_BYTES * PAGE_BYTES
-        for _ in range(params.namespaces):
-            try:
-                made = subsystem.namespaces.create(each_bytes >> shift, shift)
-            except Refused:
-                raise uxk.ParamError(
-                    f"namespaces={params.namespaces} of {each_bytes} bytes: expected to fit into {whole_bytes} bytes"
-                ) from None
-            made.attached[PRIMARY] = made.hosts[""] = None
-
-    def _reattach(self, kept: Kept | None) -> None:
-        """Controllers of hosts that an earlier incarnation had."""
-        for record in kept.controllers if kept else ():
-            made = self._subsystem.add_controller(
-                record.host, record.host_id, record.port, (ADMIN_TABLE, IO_TABLE), cntlid=record.cntlid
-            )
-            made.queue_limit = QUEUES_MAX
-            made.features.values.update(record.features)
-            made.events.enabled = kept.enabled.get(record.cntlid, 0) if kept else 0
+        self._subsystem.coalesce_ns = self.params.coalesce_ns
 
     def _create_queues(self, index: int) -> None:
         """One I/O queue pair after the other, then namespaces."""
@@ -231,6 +218,8 @@ class Nvme(uxk.Extension[NvmeParams]):
                 self._passthrough.request(request)
         elif request.opcode == uxk.Op.NOP:
             ctx.complete(request)
+        elif request.opcode == uxk.Op.RELEASE and request.port and not request.device:
+            self._passthrough.release(request)
         elif request.opcode == uxk.Op.EXTENTS and disk is not None:
             self._extents(request, disk)
         else:
@@ -273,31 +262,39 @@ class Nvme(uxk.Extension[NvmeParams]):
             self._faults.publish(self._ctx)
         if not self._sweeping and (host.busy or self._admin.busy):
             self._sweeping = True
-            self._ctx.call_later_ns(self.params.timeout_ns, self._sweep, daemon=True)
+            self._ctx.call_later_ns(self.params.timeout_ns // LOOKS, self._sweep, daemon=True)
 
     def _settle(self) -> None:
         if self._subsystem.dirty:
             self._subsystem.dirty = False
-            self._kept.save(self._subsystem.record())
+            self._save()
             self._control.publish()
+
+    def _save(self) -> None:
+        self._kept.save(self._subsystem.record())
 
     def _sweep(self, _: object) -> None:
         """Aborts what has been under way for too long."""
         self._sweeping = False
         assert self._host is not None
-        for qid, cid in self._host.hung():
+        limit_ns = self.params.timeout_ns
+        for qid, cid in self._host.hung(limit_ns):
             self._admin.abort(qid, cid)
-        self._admin.sweep()
+        self._admin.sweep(limit_ns)
         self._after()
 
     # --- news ---
 
     def on_event(self, ctx: uxk.Context, event: uxk.Event) -> None:
-        """Written attributes and parameters."""
+        """Written attributes and parameters, requests that the kernel has taken back."""
         if self._host is None:
             return
         if event.topic == "param":
             self._apply()
+        elif event.topic == "abort":
+            for qid, cid in self._host.taken_back({cid for (cid,) in iter_unpack("<Q", event.value)}):
+                self._admin.abort(qid, cid)
+            self._after()
         elif event.topic == "store":
             if event.name == "faults":
                 self._faults.store(ctx, event.value)

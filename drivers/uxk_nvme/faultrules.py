@@ -5,26 +5,27 @@ A rule is a line of ``key=value`` tokens, in any order::
     opcode=read lba=100-200 probability_ppm=1000 after=10 count=5 window=1ms-2s action=status status=media-error dnr=1
 
 Filters, all of which must hold: ``opcode`` (names, numbers), ``queue`` (``io``, the default; ``admin``, ``any``, or
-numbers), ``nsid``, ``lba`` (blocks or ranges, both ends included; a command that touches one of them), ``window``
-(times since boot, the end excluded).  Of the commands that pass them, ``after`` spares the first, ``every`` takes each
-n-th, ``probability_ppm`` draws; ``count`` ends the rule.  ``action``: ``status``, ``delay``, ``drop`` (never answered),
-``corrupt`` (``bits`` of the data are flipped), ``truncate`` (only ``keep_bytes`` of the data are moved), ``powerloss``,
-``edit`` (``dw0`` replaces the completion's).  ``delay_ns`` is a time, or two percentiles of a lognormal distribution,
-``p50:100us,p99:5ms``; it may join any action that answers.  With ``lanes=n``, n commands at a time serve their delay,
-and others queue behind them (ZFS: ``zinject -D latency:lanes``).
+numbers), ``nsid``, ``lba`` (blocks or ranges, both ends included; a command that touches one of them, ``dsm`` with any
+of its ranges), ``window`` (times since boot, the end excluded).  Of the commands that pass them, ``after`` spares the
+first, ``every`` takes each n-th, ``probability_ppm`` draws; ``count`` ends the rule.  ``action``: ``status``,
+``delay``, ``drop`` (never answered), ``corrupt`` (``bits`` of the data are flipped), ``truncate`` (only ``keep_bytes``
+of the data are moved), ``powerloss``, ``edit`` (``dw0`` replaces the completion's).  ``delay_ns`` is a time, or two
+percentiles of a lognormal distribution, ``p50:100us,p99:5ms``; it may join any action that answers.  With ``lanes=n``,
+n commands at a time serve their delay, and others queue behind them (ZFS: ``zinject -D latency:lanes``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import uxk
 from uxk.core.params import parse_integer
 from uxk.core.suggest import did_you_mean
+from uxk_nvme.faultnames import ADMIN_OPCODES, IO_OPCODES, STATUS, Scope, opcode_name, status_name
 
-Scope: TypeAlias = Literal["io", "admin", "any"]
+Ranges: TypeAlias = Sequence[tuple[int, int]]
 
 PPM: Final = 1_000_000
 RULE_MAX_CHARS: Final = 512
@@ -37,29 +38,6 @@ DELAY_MAX_NS: Final = 3_600_000_000_000
 I63_MAX: Final = (1 << 63) - 1
 BITS_MAX: Final = 1 << 16
 
-IO_OPCODES: Final[Mapping[str, int]] = {
-    "flush": 0x00, "write": 0x01, "read": 0x02, "write-uncorrectable": 0x04, "compare": 0x05, "write-zeroes": 0x08,
-    "dsm": 0x09, "verify": 0x0C,
-}  # fmt: skip
-"""NVM command set specification 1.0, figure 12."""
-ADMIN_OPCODES: Final[Mapping[str, int]] = {
-    "get-log-page": 0x02, "identify": 0x06, "abort": 0x08, "set-features": 0x09, "get-features": 0x0A,
-    "async-event": 0x0C, "ns-management": 0x0D, "fw-commit": 0x10, "fw-download": 0x11, "self-test": 0x14,
-    "ns-attachment": 0x15, "keep-alive": 0x18, "format": 0x80,
-}  # fmt: skip
-"""NVMe base specification 2.0, figure 138."""
-STATUS: Final[Mapping[str, int]] = {
-    "invalid-opcode": 0x001, "invalid-field": 0x002, "data-transfer-error": 0x004, "power-loss-abort": 0x005,
-    "internal-error": 0x006, "aborted": 0x007, "invalid-namespace": 0x00B, "sequence-error": 0x00C,
-    "sanitize-in-progress": 0x01D, "write-protected": 0x020, "command-interrupted": 0x021,
-    "transient-transport-error": 0x022, "lba-out-of-range": 0x080, "capacity-exceeded": 0x081,
-    "namespace-not-ready": 0x082, "reservation-conflict": 0x083, "format-in-progress": 0x084,
-    "write-fault": 0x280, "media-error": 0x281, "guard-check-error": 0x282, "app-tag-check-error": 0x283,
-    "ref-tag-check-error": 0x284, "compare-failure": 0x285, "access-denied": 0x286, "unwritten-block": 0x287,
-    "internal-path-error": 0x300, "ana-persistent-loss": 0x301, "ana-inaccessible": 0x302, "ana-transition": 0x303,
-    "controller-path-error": 0x360, "host-path-error": 0x370, "host-aborted": 0x371,
-}  # fmt: skip
-"""Status code type and code, ``SCT << 8 | SC`` (base specification 2.0, figures 94 to 101)."""
 PERCENTILES: Final[Mapping[str, float]] = {
     "p50": 0.0, "p90": 1.2815515655446004, "p95": 1.6448536269514722, "p99": 2.3263478740408408,
     "p99.9": 3.090232306167813, "p99.99": 3.719016485455709,
@@ -117,8 +95,13 @@ class Rule(NamedTuple):
     keep_bytes: int = 0
     dw0: int | None = None
 
-    def covers(self, opcode: int, admin: bool, qid: int, nsid: int, slba: int, nlb: int, now_ns: int) -> bool:
-        """Whether a command passes all filters; ``nlb`` is a number of blocks, 0 if it addresses none."""
+    def covers(
+        self, opcode: int, admin: bool, qid: int, nsid: int, slba: int, nlb: int, now_ns: int, ranges: Ranges = ()
+    ) -> bool:
+        """Whether a command passes all filters.
+
+        It addresses ``nlb`` blocks from ``slba`` on, perhaps 0; and ``ranges``, each a first block and a number.
+        """
         if self.opcodes and opcode not in self.opcodes:
             return False
         if self.scope != "any" and admin != (self.scope == "admin"):
@@ -131,9 +114,11 @@ class Rule(NamedTuple):
             return True
         end = slba + nlb
         for first, last in self.lbas:  # in a loop: every command comes by here
-            if slba <= last and first < end:
-                return nlb > 0
-        return False
+            if nlb > 0 and slba <= last and first < end:
+                return True
+        return any(
+            begin <= last and first < begin + count for begin, count in ranges if count for first, last in self.lbas
+        )
 
     def __str__(self) -> str:
         """The rule as :func:`parse_rule` reads it."""
@@ -341,7 +326,7 @@ _READERS: Final[Mapping[str, Callable[[str], dict[str, Any]]]] = {
 
 def _texts(rule: Rule) -> Iterable[tuple[str, str]]:
     """Every token's key and text; an empty text where the default holds."""
-    yield "opcode", ",".join(_opcode_name(code, rule.scope) for code in rule.opcodes)
+    yield "opcode", ",".join(opcode_name(code, rule.scope) for code in rule.opcodes)
     yield "queue", ",".join(map(str, rule.queues)) or ("" if rule.scope == "io" else rule.scope)
     yield "nsid", ",".join(map(str, rule.nsids))
     yield "lba", ",".join(f"{first}-{last}" if last > first else str(first) for first, last in rule.lbas)
@@ -360,13 +345,3 @@ def _texts(rule: Rule) -> Iterable[tuple[str, str]]:
     yield "bits", str(rule.bits) if rule.bits > 1 else ""
     yield "keep_bytes", str(rule.keep_bytes or "")
     yield "dw0", "" if rule.dw0 is None else f"0x{rule.dw0:x}"
-
-
-def _opcode_name(code: int, scope: Scope) -> str:
-    names = {"io": IO_OPCODES, "admin": ADMIN_OPCODES, "any": {}}[scope]
-    return next((name for name, number in names.items() if number == code), f"0x{code:02x}")
-
-
-def status_name(status: int) -> str:
-    """A status's name, or its number as ``0x281``."""
-    return next((name for name, number in STATUS.items() if number == status), f"0x{status:03x}")

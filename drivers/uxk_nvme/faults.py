@@ -20,7 +20,7 @@ import numpy as np
 
 import uxk
 from uxk.core.suggest import did_you_mean
-from uxk_nvme.faultrules import DELAY_MAX_NS, PERCENTILES, PPM, Delay, Rule, rule_of, tokens_of
+from uxk_nvme.faultrules import DELAY_MAX_NS, PERCENTILES, PPM, Delay, Ranges, Rule, rule_of, tokens_of
 
 RULES_MAX: Final = 32
 """Every command is compared with all of them."""
@@ -220,11 +220,13 @@ class FaultTable:
 
     # --- commands ---
 
-    def match(self, opcode: int, admin: bool, qid: int, nsid: int, slba: int, nlb: int, now_ns: int) -> Action | None:
-        """What happens to a command, or None.  ``nlb`` is a number of blocks; 0: it addresses none."""
+    def match(
+        self, opcode: int, admin: bool, qid: int, nsid: int, slba: int, nlb: int, now_ns: int, ranges: Ranges = ()
+    ) -> Action | None:
+        """What happens to a command, or None.  The words are those of :meth:`Rule.covers`."""
         for number, live in self._rules.items():
             rule = live.rule
-            if live.exhausted or not rule.covers(opcode, admin, qid, nsid, slba, nlb, now_ns):
+            if live.exhausted or not rule.covers(opcode, admin, qid, nsid, slba, nlb, now_ns, ranges):
                 continue
             self.dirty = True
             if not live.strikes(self._stream):

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uxk_nvme.command import Command
 from uxk_nvme.events import SUPPORTED
 from uxk_nvme.medium import POWER_STATES
-from uxk_nvme.spec import Feature, Refused, Status, invalid_field
+from uxk_nvme.spec import BROADCAST, Feature, Refused, Status, invalid_field
 
 if TYPE_CHECKING:
     from uxk_nvme.controller import Controller
 
-WARNING_TEMPERATURE_K: Final = 343
-CRITICAL_TEMPERATURE_K: Final = 358
 THERMAL_MIN_K: Final = 273
 THERMAL_MAX_K: Final = 358
 
@@ -24,20 +22,20 @@ class Trait(NamedTuple):
 
     default: int = 0
     saveable: bool = False
-    changeable: bool = True
     namespace: bool = False
+    """Whether it is a namespace's, and all of its controllers see it."""
     data_bytes: int = 0
 
     @property
     def capabilities(self) -> int:
-        """The answer to SEL 3."""
-        return self.saveable | self.namespace << 1 | self.changeable << 2
+        """The answer to SEL 3: saveable, of a namespace, changeable."""
+        return self.saveable | self.namespace << 1 | 1 << 2
 
 
 TRAITS: Final[dict[int, Trait]] = {
     Feature.ARBITRATION: Trait(default=0x07, saveable=True),
     Feature.POWER: Trait(saveable=True),
-    Feature.TEMPERATURE: Trait(default=WARNING_TEMPERATURE_K, saveable=True),
+    Feature.TEMPERATURE: Trait(saveable=True),
     Feature.ERROR_RECOVERY: Trait(namespace=True),
     Feature.WRITE_CACHE: Trait(default=1, saveable=True),
     Feature.QUEUES: Trait(),
@@ -54,19 +52,21 @@ TRAITS: Final[dict[int, Trait]] = {
     Feature.WRITE_PROTECT: Trait(namespace=True),
 }
 
+AGGREGATION_UNIT_NS: Final = 100_000
+"""Feature 08h counts in it."""
 KATO_MAX_MS: Final = 0xFFFFFFFF
 
 
 class Features:
-    """Values of one controller.  Those of the medium (power, write cache, protection) are the subsystem's."""
+    """Values of one controller.  Power state, write cache and heat are the device's, others a namespace's."""
 
     __slots__ = ("_controller", "delays", "host_id", "saved", "timestamp_ns", "values")
 
-    def __init__(self, controller: Controller, saved: dict[int, int]) -> None:
+    def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self.saved = saved
-        """By feature, or threshold selector << 8 | feature; outlives resets."""
-        self.values: dict[int, int] = dict(saved)
+        self.saved: dict[int, int] = {}
+        """By feature, or threshold selector << 8 | feature."""
+        self.values: dict[int, int] = {}
         self.host_id = bytes(16)
         self.delays = False
         """ACRE: the host understands Command Retry Delay (feature 16h)."""
@@ -88,40 +88,56 @@ class Features:
             cmd.dw0 = 0
             cmd.answer(self._data(cmd, feature, select))
             return
-        if trait.namespace and feature == Feature.WRITE_PROTECT:
+        if trait.namespace:
             namespace = cmd.namespace()
-            cmd.dw0 = namespace.protect if not select else 0
+            current = namespace.protect if feature == Feature.WRITE_PROTECT else namespace.recovery
+            cmd.dw0 = current if not select else trait.default
             return
-        key = self._key(cmd, feature)
+        if feature == Feature.TEMPERATURE and cmd.dw[11] >> 16 & 0xF == _ALL_SENSORS:
+            raise invalid_field(11, 16)
+        key = self._keys(cmd, feature)[0]
         cmd.dw0 = self._default(key, trait) if select == 1 else self._value(key, trait, saved=select == 2)
+
+    def coalescing(self, vector: int) -> tuple[int, int] | None:
+        """Nanoseconds that completions may wait, and how many do; None if this controller's host has not said."""
+        word = self.values.get(Feature.COALESCING, 0)
+        if not word >> 8 & 0xFF:
+            return None
+        if self.values.get(Feature.VECTOR | vector << 8, 0) >> 16 & 1:  # CD: not for this one
+            return 1, 1
+        return (word >> 8 & 0xFF) * AGGREGATION_UNIT_NS, (word & 0xFF) + 1
 
     def value(self, feature: int, selector: int = 0) -> int:
         """The current value of a feature."""
         return self._value(selector << 8 | feature, TRAITS[feature], saved=False)
 
     def _value(self, key: int, trait: Trait, *, saved: bool) -> int:
-        values = self.saved if saved else self.values
-        if key == Feature.WRITE_CACHE and not saved:
-            return int(self._controller.subsystem.write_cache_on)
-        if key == Feature.POWER and not saved:
-            return self._controller.subsystem.power_state
+        values, subsystem = self.saved if saved else self.values, self._controller.subsystem
+        if not saved:
+            match key:
+                case Feature.WRITE_CACHE:
+                    return int(subsystem.write_cache_on)
+                case Feature.POWER:
+                    return values.get(key, 0) & ~0x1F | subsystem.medium.power_state
+                case Feature.THERMAL:
+                    return subsystem.thermal
         return values.get(key, self._default(key, trait))
 
     def _default(self, key: int, trait: Trait) -> int:
         if key == Feature.QUEUES:
             queues = self._controller.queue_limit - 1
             return queues | queues << 16
-        if key & 0xFF == Feature.TEMPERATURE and key >> 8 & 0x10:
-            return 0  # under temperature: never
+        if key & 0xFF == Feature.TEMPERATURE:  # under temperature: never
+            return 0 if key >> 8 & _UNDER else self._controller.subsystem.medium.warning_k
         return trait.default
 
-    def _key(self, cmd: Command, feature: int) -> int:
+    def _keys(self, cmd: Command, feature: int) -> tuple[int, ...]:
         """Temperature thresholds are one for each sensor and direction."""
         if feature == Feature.TEMPERATURE:
-            return _threshold(cmd.dw[11]) << 8 | feature
+            return tuple(selector << 8 | feature for selector in _thresholds(cmd.dw[11]))
         if feature == Feature.VECTOR:
-            return feature | (cmd.dw[11] & 0xFFFF) << 8
-        return feature
+            return (feature | (cmd.dw[11] & 0xFFFF) << 8,)
+        return (feature,)
 
     def _data(self, cmd: Command, feature: int, select: int) -> bytes:
         if feature == Feature.HOST_ID:
@@ -136,69 +152,78 @@ class Features:
 
     # --- Set ---
 
-    def set(self, cmd: Command) -> None:
-        """Acts on Set Features.  Refused: Invalid Field, Feature Identifier Not Saveable, Not Changeable, ..."""
+    def set(self, cmd: Command) -> int:
+        """Acts on Set Features; when it is done.
+
+        Refused: Invalid Field, Feature Identifier Not Saveable, Feature Not Namespace Specific, ...
+        """
         feature, save = cmd.dw[10] & 0xFF, bool(cmd.dw[10] >> 31)
         trait = self._trait(feature)
         if save and not trait.saveable:
             raise Refused(Status.FEATURE_NOT_SAVEABLE, byte=43, bit=7)
-        if not trait.changeable:
-            raise Refused(Status.FEATURE_NOT_CHANGEABLE)
-        setter = _SETTERS.get(feature)
+        if not trait.namespace and cmd.nsid not in (0, BROADCAST):
+            cmd.check_nsid()
+            raise Refused(Status.FEATURE_NOT_NAMESPACE, byte=4)
+        setter, due_ns = _SETTERS.get(feature), cmd.now_ns
         value = cmd.dw[11] if setter is None else setter(self, cmd)
-        key = self._key(cmd, feature)
-        if not trait.data_bytes:
-            self.values[key] = value
-        if save:
-            self.saved[key] = value
+        if feature == Feature.WRITE_CACHE:
+            due_ns = self._controller.subsystem.set_write_cache(bool(value), cmd.now_ns)
+        if not trait.data_bytes and not trait.namespace:
+            for key in self._keys(cmd, feature):
+                self.values[key] = value
+                if save:
+                    self.saved[key] = value
         self._controller.subsystem.keep()
-
-    def power_on(self, now_ns: int) -> None:
-        """Saved values of what is the device's take effect."""
-        subsystem = self._controller.subsystem
-        if Feature.POWER in self.saved:
-            subsystem.set_power_state(self.saved[Feature.POWER] & 0x1F)
-        if Feature.WRITE_CACHE in self.saved and subsystem.has_write_cache:
-            subsystem.set_write_cache(bool(self.saved[Feature.WRITE_CACHE]), now_ns)
+        return due_ns
 
     def _trait(self, feature: int) -> Trait:
-        trait = TRAITS.get(feature)
-        if trait is None or (feature == Feature.WRITE_CACHE and not self._controller.subsystem.has_write_cache):
+        trait, subsystem = TRAITS.get(feature), self._controller.subsystem
+        missing = trait is None
+        match feature:
+            case Feature.WRITE_CACHE:
+                missing = not subsystem.has_write_cache
+            case Feature.THERMAL:
+                missing = not subsystem.medium.has_heat
+        if trait is None or missing:
             raise invalid_field(10)
         return trait
 
 
-def _threshold(dword: int) -> int:
-    """Sensor 0 (composite) to 8, and the direction; checked."""
+_ALL_SENSORS: Final = 0xF
+_UNDER: Final = 0x10
+
+
+def _thresholds(dword: int) -> list[int]:
+    """Sensors, 0 being the composite temperature, each with the direction; checked."""
     sensor, under = dword >> 16 & 0xF, dword >> 20 & 3
-    if sensor not in (0, 1, 0xF) or under > 1:
+    if sensor not in (0, 1, _ALL_SENSORS) or under > 1:
         raise invalid_field(11, 16)
-    return sensor | under << 4
+    return [each | under << 4 for each in ((0, 1) if sensor == _ALL_SENSORS else (sensor,))]
 
 
 def _set_temperature(features: Features, cmd: Command) -> int:
-    value, selector = cmd.dw[11] & 0xFFFF, _threshold(cmd.dw[11])
-    if selector & 0xF == 0xF:  # all sensors
-        for sensor in (0, 1):
-            features.values[(sensor | selector & 0x10) << 8 | Feature.TEMPERATURE] = value
-    return value
+    _thresholds(cmd.dw[11])
+    return cmd.dw[11] & 0xFFFF
 
 
 def _set_power(features: Features, cmd: Command) -> int:
     if cmd.dw[11] & 0x1F >= len(POWER_STATES):
         raise invalid_field(11)
-    features._controller.subsystem.set_power_state(cmd.dw[11] & 0x1F)
+    features._controller.subsystem.set_power_state(cmd.dw[11] & 0x1F, cmd.now_ns)
     return cmd.dw[11] & 0xFF
 
 
 def _set_recovery(features: Features, cmd: Command) -> int:
     if cmd.dw[11] >> 16 & 1:  # DULBE: namespaces say that they do not have it
         raise invalid_field(11, 16)
-    return cmd.dw[11] & 0xFFFF
+    value = cmd.dw[11] & 0xFFFF
+    targets = features._controller.active.values() if cmd.broadcast else (cmd.namespace(),)
+    for namespace in targets:
+        namespace.recovery = value
+    return value
 
 
 def _set_cache(features: Features, cmd: Command) -> int:
-    features._controller.subsystem.set_write_cache(bool(cmd.dw[11] & 1), cmd.now_ns)
     return cmd.dw[11] & 1
 
 
@@ -237,6 +262,7 @@ def _set_thermal(features: Features, cmd: Command) -> int:
         raise invalid_field(11)
     if light and heavy and light >= heavy:
         raise invalid_field(11)
+    features._controller.subsystem.set_thermal(cmd.dw[11], cmd.now_ns)
     return cmd.dw[11]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import uxk
-from uxk_nvme.spec import Admin, Io
+from uxk_nvme.spec import Admin, Io, Vendor
 from uxk_nvme.subsystem import Subsystem
 
 INTERVAL_NS: Final = 100_000_000
@@ -17,13 +18,19 @@ class Figures:
 
     ``refresh`` (write anything): all figures as of now.  ``power_loss`` (write anything): what is cached is lost.
     ``extra_latency_ns`` (a number): added to every I/O command.  ``smart_set`` (``field=value``, ``field=``): pretends.
+    ``control`` (``slow_die DIE PPM``, ``slow_channel CHANNEL PPM``, ``throttle LEVEL``): what is wrong with the flash;
+    ``control_status`` counts these writes and says what came of the last one.
     """
 
-    def __init__(self, ctx: uxk.Context, subsystem: Subsystem) -> None:
+    def __init__(self, ctx: uxk.Context, subsystem: Subsystem, save: Callable[[], object]) -> None:
         self._ctx = ctx
         self._subsystem = subsystem
+        self._save = save
+        """Keeps what outlives the driver, counters among it."""
         self._next_ns = 0
         self._armed = self._wanted = False
+        self._controls = 0
+        self._outcome = "ok"
 
     def due(self) -> None:
         """Commands have come: publishes, now or in a while."""
@@ -54,34 +61,47 @@ class Figures:
             for each in subsystem.controllers.values()
         ).encode()[:4000].decode(errors="ignore"))  # fmt: skip
         ctx.set_attribute("extra_latency_ns", subsystem.extra_latency_ns, writable=True)
+        ctx.set_attribute("control", "\n".join(subsystem.medium.controls())[:4000], writable=True)
+        ctx.set_attribute("control_status", f"{self._controls} {self._outcome}")
         for name in ("power_loss", "refresh", "smart_set"):
             ctx.set_attribute(name, "", writable=True)
         subsystem.check_health(now_ns)
+        self._save()
 
     def _commands(self) -> dict[str, int]:
         counters = self._subsystem.counters
         smart = self._subsystem.medium.smart(self._ctx.now_ns)
         found = {"medium_reads": smart.host_reads, "medium_writes": smart.host_writes}
-        for book, words in ((counters.admin, Admin), (counters.io, Io)):
-            known = {int(word): word.name.lower() for word in words}
+        admin = {int(word): word.name.lower() for word in Admin} | {
+            int(word): f"vendor_{word.name.lower()}" for word in Vendor
+        }
+        io = {int(word): word.name.lower() for word in Io}
+        for kind, book, known in (("admin", counters.admin, admin), ("io", counters.io, io)):
             for opcode, count in sorted(book.items()):
-                found[f"{words.__name__.lower()}_{known.get(opcode, f'{opcode:02x}h')}"] = count
+                found[f"{kind}_{known.get(opcode, f'{opcode:02x}h')}"] = count
         return found
 
     def store(self, name: str, value: bytes) -> None:
         """A written attribute; a mistake is a line in the log."""
         text = value.decode(errors="replace").strip()
+        outcome = "ok"
         try:
             match name:
                 case "power_loss":
                     self._subsystem.power_loss(self._ctx.now_ns)
                 case "extra_latency_ns":
                     self._subsystem.set_latency(_number(name, text))
+                case "control":
+                    self._subsystem.medium.control(text)
                 case "smart_set":
                     field, _, word = text.partition("=")
                     self._subsystem.medium.override_smart(field.strip(), _number(field, word) if word else None)
         except uxk.UxkError as exc:
+            outcome = f"error: {exc.args[0]}"[:1000]
             self._ctx.log(str(exc), level=4)
+        if name == "control":
+            self._controls += 1
+            self._outcome = outcome
         if not self._wanted:  # once, at the end of this turn, however much was written
             self._wanted = True
             self._ctx.call_later_ns(0, self._written)

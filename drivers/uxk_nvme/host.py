@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Final, Literal, TypeAlias
 
@@ -13,10 +13,10 @@ from uxk.uapi.blk import IoFlag
 from uxk_nvme.bounce import Bounce
 from uxk_nvme.errnos import errno_of, may_retry
 from uxk_nvme.iommu import OFFSET_BITS, OFFSET_MASK, Iommu
+from uxk_nvme.ioqueue import IoQueue, Parts
 from uxk_nvme.pcie import Registers
-from uxk_nvme.queues import HostQueue
-from uxk_nvme.spec import CRD_SHIFT, CRDT_100MS, PSDT_SGL, TRANSFER_MAX_BYTES
-from uxk_nvme.translate import Disk, Words, job_of
+from uxk_nvme.spec import CRD_SHIFT, CRDT_100MS, PAGE_BYTES, PSDT_SGL, TRANSFER_MAX_BYTES
+from uxk_nvme.translate import Disk, job_of
 
 _PLAIN: Final = PSDT_SGL << 8
 _SPECIAL: Final = int(IoFlag.FUA | IoFlag.PREFLUSH)
@@ -26,45 +26,8 @@ _NO_BASES: Final[dict[int, int]] = {}
 _BLOCK: Final = frozenset({uxk.Op.READ, uxk.Op.WRITE, uxk.Op.FLUSH, uxk.Op.DISCARD, uxk.Op.WRITE_ZEROES})
 
 
-class Parts:
-    """A request that takes several commands: answered when all are done, with the first error."""
-
-    __slots__ = ("left", "place", "status")
-
-    def __init__(self, left: int, place: int) -> None:
-        self.left = left
-        self.place = place
-        self.status = 0
-
-
-Slot: TypeAlias = "tuple[int, int, Words | None, Parts | None]"
-"""What is special about a command: its bounce buffer or -1, the bytes it moves, itself and its companions."""
-
-
 Way: TypeAlias = tuple[int, Disk, int]
 """Bus address of a client's memory, the disk, and the bytes that there are of the memory."""
-
-
-class IoQueue:
-    """An I/O queue pair, and which identifiers are in use."""
-
-    __slots__ = ("aborted", "extra", "free", "ring", "seen", "slots")
-
-    def __init__(self, ring: HostQueue) -> None:
-        self.ring = ring
-        self.free = list(reversed(range(ring.entries - 1)))
-        self.slots: list[uxk.Request | None] = [None] * ring.entries
-        """Requests by command identifier; those of free identifiers are stale."""
-        self.extra: dict[int, Slot] = {}
-        """Of commands that are no plain reads or writes of a client's memory."""
-        self.seen: dict[int, uxk.Request | None] = {}
-        """What was under way at the last look for commands that hang."""
-        self.aborted: set[int] = set()
-
-    def under_way(self) -> dict[int, uxk.Request | None]:
-        """Requests by the identifiers that are in use."""
-        free = set(self.free)
-        return {cid: self.slots[cid] for cid in range(self.ring.entries - 1) if cid not in free}
 
 
 class Host:
@@ -87,8 +50,12 @@ class Host:
         """By device number; 0 stands for the first."""
         self.pending: dict[int, None] = {}
         """Queues that have interrupted."""
+        self._faults = registers.controller.subsystem.faults
         self._waiting: deque[uxk.Request] = deque()
-        """Requests for which there was no command identifier or no bounce buffer."""
+        """Requests for which there was no command identifier: whatever comes behind them waits, too."""
+        self._large: deque[uxk.Request] = deque()
+        self._small: deque[uxk.Request] = deque()
+        """Requests for which there was no bounce buffer of that size: nobody waits for them."""
         self._tries: dict[int, int] = {}
         """By request that was tried again."""
 
@@ -171,10 +138,13 @@ class Host:
             bounce = self._bounce
             place = bounce.take(length)
             if place < 0:
-                return False
+                self._starve(request, length)
+                return None
             address = bounce.address(place)
             if opcode == _WRITE:
                 bounce.view[place : place + length] = request.payload
+            elif self._faults.active:
+                bounce.view[place : place + length] = bytes(length)  # a transfer may be cut short
         cid = queue.free.pop()
         queue.slots[cid] = request
         flat += (
@@ -225,10 +195,12 @@ class Host:
             if not address:
                 return True
         elif request.opcode == _READ or job.data:
-            place = self._bounce.take(max(len(job.data), job.moved if request.opcode == _READ else 0))
+            length = job.moved if request.opcode == _READ else len(job.data)
+            place = self._bounce.take(length)
             if place < 0:
-                return False
-            self._bounce.view[place : place + len(job.data)] = job.data
+                self._starve(request, length)
+                return True
+            self._bounce.view[place : place + length] = job.data or bytes(length)
             address = self._bounce.address(place)
         parts = Parts(count, place) if count > 1 else None
         for words in job.commands:
@@ -239,6 +211,18 @@ class Host:
             flat += (command[0] | cid << 16, *command[1:])
         return True
 
+    def _starve(self, request: uxk.Request, length: int) -> None:
+        (self._small if length <= PAGE_BYTES else self._large).append(request)
+
+    def _feed(self) -> int:
+        """Puts in requests for which bounce buffers have come back, and returns how many."""
+        large, small = self._bounce.free_large, self._bounce.free_small
+        some = [self._large.popleft() for _ in range(min(large, len(self._large)))]
+        some += [self._small.popleft() for _ in range(min(small + large - len(some), len(self._small)))]
+        taken = self._take(some) if some else 0
+        self._waiting.extendleft(reversed(some[taken:]))
+        return taken
+
     # --- completion ---
 
     def poll(self) -> None:
@@ -248,12 +232,13 @@ class Host:
                 qid, _ = self.pending.popitem()
                 if 0 < qid <= len(self.queues):
                     self._reap(self.queues[qid - 1])
-            if not self._waiting:
-                return
-            some = list(islice(self._waiting, 64))
-            taken = self._take(some)
-            for _ in range(taken):
-                self._waiting.popleft()
+            taken = self._feed() if self._large or self._small else 0
+            if self._waiting:
+                some = list(islice(self._waiting, 64))
+                count = self._take(some)
+                for _ in range(count):
+                    self._waiting.popleft()
+                taken += count
             if not taken and not self.pending:
                 return
 
@@ -282,14 +267,16 @@ class Host:
         """One completion, whatever it is of."""
         request = queue.slots[cid]
         assert request is not None
-        place, length, _, parts = queue.extra.get(cid, (-1, request.length, None, None))
         aborted = cid in queue.aborted
-        queue.aborted.discard(cid)
-        if status and may_retry(status) and not aborted and self._retry(queue, cid, request, status):
+        if status and not aborted and may_retry(status) and self._retry(queue, cid, request, status):
             return
-        queue.extra.pop(cid, None)
+        self._finish(queue, cid, request, errno.ETIMEDOUT if aborted and status else errno_of(status))
+
+    def _finish(self, queue: IoQueue, cid: int, request: uxk.Request, failure: int) -> None:
+        """A command ends for good, and its request, if it is the last one of it."""
+        place, length, _, parts = queue.extra.pop(cid, (-1, request.length, None, None))
+        answered = queue.aborted.pop(cid, False)
         queue.free.append(cid)
-        failure = errno.ETIMEDOUT if aborted and status else errno_of(status)
         if parts is not None:
             parts.status = parts.status or failure
             parts.left -= 1
@@ -302,7 +289,8 @@ class Host:
             if request.opcode == _READ and not failure:
                 payload = bytes(self._bounce.view[place : place + length])
             self._bounce.give(place)
-        self._ctx.complete(request, payload, status=failure, result=0 if failure else length)
+        if not answered:
+            self._ctx.complete(request, payload, status=failure, result=0 if failure else length)
 
     def _retry(self, queue: IoQueue, cid: int, request: uxk.Request, status: int) -> bool:
         """Tries a command again (Linux: nvme_decide_disposition); False when it has been tried often enough.
@@ -333,6 +321,12 @@ class Host:
             return  # it was answered meanwhile
         place, length, command, parts = queue.extra[cid]
         assert command is not None
+        if cid in queue.aborted:  # while it waited
+            self._finish(queue, cid, request, errno.ETIMEDOUT)
+            self._after()
+            return
+        if place >= 0 and request.opcode == _READ:
+            self._bounce.view[place : place + length] = bytes(length)
         address = 0
         if command[2]:
             # The mapping may be another by now; address 0 is refused by the controller.
@@ -351,14 +345,16 @@ class Host:
 
     # --- commands that hang ---
 
-    def hung(self) -> list[tuple[int, int]]:
-        """Queue and command identifiers that were there at the last call already; they are noted as aborted."""
-        found = []
-        for queue in self.queues:
-            now = queue.under_way()
-            for cid, request in now.items():
-                if queue.seen.get(cid) is request and cid not in queue.aborted:
-                    queue.aborted.add(cid)
-                    found.append((queue.ring.qid, cid))
-            queue.seen = now
-        return found
+    def hung(self, limit_ns: int) -> list[tuple[int, int]]:
+        """Queue and command identifiers of what has been under way for so long; it is noted as aborted."""
+        now_ns = self._ctx.now_ns
+        return [(queue.ring.qid, cid) for queue in self.queues for cid in queue.hung(now_ns, limit_ns)]
+
+    def taken_back(self, requests: Collection[int]) -> list[tuple[int, int]]:
+        """The same, of requests by number that the kernel has answered itself; those that wait are forgotten."""
+        for waiting in (self._waiting, self._large, self._small):
+            kept = [request for request in waiting if request.cid not in requests]
+            if len(kept) < len(waiting):
+                waiting.clear()
+                waiting.extend(kept)
+        return [(queue.ring.qid, cid) for queue in self.queues for cid in queue.taken_back(requests)]

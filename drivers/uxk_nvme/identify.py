@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from uxk_nvme.command import Command
 from uxk_nvme.events import AERL
-from uxk_nvme.features import CRITICAL_TEMPERATURE_K, THERMAL_MAX_K, THERMAL_MIN_K, WARNING_TEMPERATURE_K
+from uxk_nvme.features import THERMAL_MAX_K, THERMAL_MIN_K
 from uxk_nvme.logs import ERRORS_MAX, FIRMWARE
 from uxk_nvme.medium import POWER_STATES
 from uxk_nvme.namespaces import LBA_SHIFTS, Namespace
-from uxk_nvme.spec import BROADCAST, CRDT_100MS, MDTS, Refused, Status, invalid_field
+from uxk_nvme.spec import BROADCAST, CRDT_100MS, MDTS, WZSL, Refused, Status, invalid_field
 
 if TYPE_CHECKING:
     from uxk_nvme.controller import Controller
@@ -26,9 +26,6 @@ ACL: Final = 3
 KEEP_ALIVE_100MS: Final = 10
 ONCS: Final = 0x00DF
 """Compare, Write Uncorrectable, DSM, Write Zeroes, saved features, Timestamp, Verify; no reservations."""
-
-WZSL: Final = 13
-"""Write Zeroes of up to 32 MiB: 65,536 blocks of 512 bytes, which is what NLB can say."""
 
 
 def _put(page: bytearray, offset: int, layout: str, *values: int | bytes) -> None:
@@ -48,10 +45,11 @@ def controller_page(controller: Controller) -> bytes:
     _put(page, 128, "H", CRDT_100MS)
     _put(page, 256, "HBBBBBB", 0x000A, ACL, AERL, 0x03, 0x06, ERRORS_MAX - 1, len(POWER_STATES) - 1)
     _put(page, 264, "BB", 1, 0)  # AVSCC: the standard form of vendor commands; no autonomous transitions
-    _put(page, 266, "HH", WARNING_TEMPERATURE_K, CRITICAL_TEMPERATURE_K)
+    _put(page, 266, "HH", subsystem.medium.warning_k, subsystem.medium.critical_k)  # WCTEMP, CCTEMP
     _put(page, 280, "16s", subsystem.namespaces.capacity_bytes.to_bytes(16, "little"))
     _put(page, 296, "16s", subsystem.namespaces.unallocated_bytes.to_bytes(16, "little"))
-    _put(page, 320, "HHHH", KEEP_ALIVE_100MS, 1, THERMAL_MIN_K, THERMAL_MAX_K)  # KAS, HCTMA, MNTMT, MXTMT
+    heat = (1, THERMAL_MIN_K, THERMAL_MAX_K) if subsystem.medium.has_heat else (0, 0, 0)
+    _put(page, 320, "HHHH", KEEP_ALIVE_100MS, *heat)  # KAS, HCTMA, MNTMT, MXTMT
     _put(page, 512, "BBHI", 0x66, 0x44, controller.subsystem.queue_entries, subsystem.namespaces.limit)
     vwc = 0x06 | subsystem.has_write_cache  # Flush with the NSID of all is supported
     _put(page, 520, "HHBBHHBBHH", ONCS, 0, 0, vwc, 0, 0, 1, 1, 0, 0)
@@ -60,10 +58,16 @@ def controller_page(controller: Controller) -> bytes:
     _put(page, 768, "256s", subsystem.nqn.encode())
     for index, state in enumerate(POWER_STATES):
         _put(
-            page, 2048 + 32 * index, "HBBIIBBBBHBBHBB", state.max_power_mw // 10, 0, (not state.operational) << 1,
+            page, 2048 + 32 * index, "HBBIIBBBBHBBHBB", *_max_power(state.max_power_mw, state.operational),
             state.entry_ns // 1000, state.exit_ns // 1000, index, index, index, index, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
     return bytes(page)
+
+
+def _max_power(power_mw: int, operational: bool) -> tuple[int, int, int]:
+    """MP, a reserved byte, MXPS and NOPS: hundredths of a watt, or, if it is little, ten-thousandths."""
+    small = power_mw < 1000
+    return (power_mw * 10 if small else power_mw // 10), 0, small | (not operational) << 1
 
 
 def namespace_page(controller: Controller, namespace: Namespace | None) -> bytes:

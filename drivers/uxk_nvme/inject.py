@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from uxk_nvme.command import Command
-from uxk_nvme.spec import BROADCAST, Io, Status
+from uxk_nvme.faultrules import Ranges
+from uxk_nvme.spec import BROADCAST, RANGE, Io, Refused, Status
 
 _WITH_BLOCKS: Final = frozenset({
     Io.READ, Io.WRITE, Io.COMPARE, Io.WRITE_ZEROES, Io.WRITE_UNCORRECTABLE, Io.VERIFY,
@@ -20,12 +21,22 @@ class Struck(NamedTuple):
     lost: bool = False
 
 
+def _ranges(cmd: Command) -> Ranges:
+    """First blocks and numbers of blocks of Dataset Management; none if its data cannot be had."""
+    try:
+        data = cmd.data(((cmd.dw[10] & 0xFF) + 1) * RANGE.size, to_host=False)
+    except Refused:
+        return ()
+    return [(slba, blocks) for _, blocks, slba in RANGE.iter_unpack(data)]
+
+
 def struck(cmd: Command, *, admin: bool) -> Struck | None:
     """Asks the rules about a command; None if none strikes.  Prepares corruption, truncation and edits."""
     subsystem = cmd.controller.subsystem
     blocks = 0 if admin or cmd.opcode not in _WITH_BLOCKS else (cmd.dw[12] & 0xFFFF) + 1
     nsid = 0 if cmd.nsid == BROADCAST else cmd.nsid
-    action = subsystem.faults.match(cmd.opcode, admin, cmd.queue.qid, nsid, cmd.slba, blocks, cmd.now_ns)
+    ranges = _ranges(cmd) if cmd.opcode == Io.DSM and not admin else ()
+    action = subsystem.faults.match(cmd.opcode, admin, cmd.queue.qid, nsid, cmd.slba, blocks, cmd.now_ns, ranges)
     if action is None:
         return None
     match action.kind:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 from uxk_nvme.command import Command
 from uxk_nvme.controller import Handler
 from uxk_nvme.namespaces import Namespace
-from uxk_nvme.spec import TRANSFER_MAX_BYTES, Io, Refused, Status, final, invalid_field
-
-_FUA: Final = 1 << 30
-_DEAC: Final = 1 << 25
-_RANGE: Final = struct.Struct("<IIQ")
+from uxk_nvme.spec import (
+    DEAC,
+    FUA,
+    RANGE,
+    TRANSFER_MAX_BYTES,
+    ZEROES_MAX_BYTES,
+    Io,
+    Refused,
+    Status,
+    final,
+    invalid_field,
+)
 
 
 def _done(due_ns: int) -> int:
@@ -45,17 +51,17 @@ def _read(cmd: Command) -> int:
     offset, length = _transfer(cmd, write=False)
     data = cmd.data(length, to_host=True, exact=True)
     medium = cmd.controller.subsystem.medium
-    if cmd.dw[12] & _FUA:
-        _done(medium.flush(cmd.now_ns))
+    # With FUA also what the cache holds of the range must be durable before the command is complete.
+    durable_ns = _done(medium.flush(cmd.now_ns)) if cmd.dw[12] & FUA else cmd.now_ns
     if 0 <= cmd.keep_bytes < length:  # a fault: the rest keeps what it held
         whole = memoryview(bytearray(length))
         due_ns = _done(medium.read(offset, whole, cmd.now_ns))
         data[: cmd.keep_bytes] = whole[: cmd.keep_bytes]
-        return due_ns
+        return max(due_ns, durable_ns)
     due_ns = _done(medium.read(offset, data, cmd.now_ns))
     if cmd.corrupt is not None:
         cmd.corrupt(data)
-    return due_ns
+    return max(due_ns, durable_ns)
 
 
 def _write(cmd: Command) -> int:
@@ -69,7 +75,7 @@ def _write(cmd: Command) -> int:
         data = data[: cmd.keep_bytes >> namespace.shift << namespace.shift]
         if not len(data):
             return cmd.now_ns
-    return _done(cmd.controller.subsystem.medium.write(offset, data, cmd.now_ns, bool(cmd.dw[12] & _FUA)))
+    return _done(cmd.controller.subsystem.medium.write(offset, data, cmd.now_ns, bool(cmd.dw[12] & FUA)))
 
 
 def _flush(cmd: Command) -> int:
@@ -90,9 +96,11 @@ def _compare(cmd: Command) -> int:
 
 def _write_zeroes(cmd: Command) -> int:
     _, offset, length = _range(cmd, write=True)
+    if length > ZEROES_MAX_BYTES:
+        raise invalid_field(12)
     medium = cmd.controller.subsystem.medium
-    due_ns = _done(medium.write_zeroes(offset, length, cmd.now_ns, bool(cmd.dw[12] & _DEAC)))
-    return max(due_ns, _done(medium.flush(cmd.now_ns))) if cmd.dw[12] & _FUA else due_ns
+    due_ns = _done(medium.write_zeroes(offset, length, cmd.now_ns, bool(cmd.dw[12] & DEAC)))
+    return max(due_ns, _done(medium.flush(cmd.now_ns))) if cmd.dw[12] & FUA else due_ns
 
 
 def _write_uncorrectable(cmd: Command) -> int:
@@ -110,7 +118,7 @@ def _manage(cmd: Command) -> int:
     namespace = cmd.namespace()
     count = (cmd.dw[10] & 0xFF) + 1
     ranges = [
-        (slba, blocks) for _, blocks, slba in _RANGE.iter_unpack(cmd.data(count * _RANGE.size, to_host=False)) if blocks
+        (slba, blocks) for _, blocks, slba in RANGE.iter_unpack(cmd.data(count * RANGE.size, to_host=False)) if blocks
     ]
     if any(slba + blocks > namespace.blocks for slba, blocks in ranges):
         raise Refused(Status.LBA_OUT_OF_RANGE)

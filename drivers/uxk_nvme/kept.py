@@ -14,20 +14,29 @@ import msgspec
 
 from uxk_nvme.namespaces import NamespaceRecord
 
-KEPT_BYTES: Final = 128 << 10
+KEPT_BYTES: Final = 1 << 20
+"""The longest table there can be fits into half of it: namespaces and controllers are bounded, and so are names."""
 _HALF: Final = KEPT_BYTES >> 1
 _HEADER: Final = struct.Struct("<8sQII")
 _MAGIC: Final = b"uxknvme1"
 
 
 class ControllerRecord(msgspec.Struct, array_like=True):
-    """A controller of a host's: it goes on after a crash as if nothing had been."""
+    """A controller: it goes on after a crash as if nothing had been."""
 
     cntlid: int
     port: int
     host: str
     host_id: bytes
     features: dict[int, int] = {}
+    saved: dict[int, int] = {}
+    enabled: int = 0
+    """Asynchronous event configuration."""
+    delays: bool = False
+    """ACRE (feature 16h)."""
+    timestamp_ns: tuple[int, int] = (0, 0)
+    errors: int = 0
+    """Entries that its error log has had."""
 
 
 class Kept(msgspec.Struct, array_like=True):
@@ -39,12 +48,15 @@ class Kept(msgspec.Struct, array_like=True):
     power_cycles: int = 0
     namespaces: list[NamespaceRecord] = []
     controllers: list[ControllerRecord] = []
-    saved: dict[int, int] = {}
-    """Saved features of the kernel's own controller."""
-    enabled: dict[int, int] = {}
-    """Asynchronous event configuration by CNTLID."""
+    """The kernel's own among them."""
     life: int = 0
     """Whose medium it is: the next incarnation ends that of one that could not say goodbye."""
+    write_cache_on: bool = True
+    power_state: int = 0
+    thermal: int = 0
+    """Features 06h, 02h and 10h, which are the device's."""
+    lifetime: dict[str, int] = {}
+    """Counters of the SMART log that never begin anew."""
 
 
 _decode: Final = msgspec.msgpack.Decoder(Kept).decode
@@ -78,14 +90,8 @@ class KeptTable:
         return best
 
     def save(self, kept: Kept) -> None:
-        """Writes the other copy; its header last.  What does not fit keeps its hosts' controllers out."""
+        """Writes the other copy; its header last."""
         body = _encode(kept)
-        if len(body) > _HALF - _HEADER.size:
-            kept = msgspec.structs.replace(kept, controllers=[])
-            body = _encode(kept)
-        if len(body) > _HALF - _HEADER.size:  # names of hosts may be long
-            bare = [msgspec.structs.replace(each, hosts=[], refused=[]) for each in kept.namespaces]
-            body = _encode(msgspec.structs.replace(kept, namespaces=bare))
         self._sequence += 1
         half = _HALF * (self._sequence & 1)
         at = half + _HEADER.size

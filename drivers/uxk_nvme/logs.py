@@ -34,6 +34,9 @@ _ERROR: Final = struct.Struct("<QHHHHQIBBBxQH22x")
 _UNIT_BYTES: Final = 512_000
 """Data units of the SMART log: thousands of 512 bytes."""
 NO_COMMAND: Final = 0xFFFF
+_WITH_LBA: Final = frozenset({
+    Io.WRITE, Io.READ, Io.WRITE_UNCORRECTABLE, Io.COMPARE, Io.WRITE_ZEROES, Io.VERIFY,
+})  # fmt: skip
 
 
 class ErrorLog:
@@ -54,7 +57,8 @@ class ErrorLog:
         if cmd is None:
             words = NO_COMMAND, NO_COMMAND, status << 1, location, 0, BROADCAST
         else:
-            words = cmd.queue.qid, cmd.queue.command_id(cmd.tag), status << 1, location, cmd.slba, cmd.nsid
+            slba = cmd.slba if cmd.queue.qid and cmd.opcode in _WITH_LBA else 0
+            words = cmd.queue.qid, cmd.queue.command_id(cmd.tag), status << 1, location, slba, cmd.nsid
         self._entries.appendleft(_ERROR.pack(self.count, *words, 0, 0, 0, 0, 0))
         return status
 
@@ -114,8 +118,6 @@ def _changed(controller: Controller, cmd: Command) -> bytes:
     nsids = sorted(controller.changed)
     if len(nsids) > 1024:
         nsids = [BROADCAST]
-    if not cmd.dw[10] >> 15 & 1:
-        controller.changed.clear()
     return struct.pack(f"<{len(nsids)}I", *nsids).ljust(4096, b"\0")
 
 
@@ -151,14 +153,15 @@ def _supported(controller: Controller, cmd: Command) -> bytes:
     return struct.pack("<256I", *words)
 
 
-PAGES: Final[dict[int, Callable[[Controller, Command], bytes]]] = {
-    Log.SUPPORTED: _supported,
-    Log.ERROR: _error_page,
-    Log.SMART: _smart,
-    Log.FIRMWARE: _firmware,
-    Log.CHANGED_NAMESPACES: _changed,
-    Log.EFFECTS: _effects,
+PAGES: Final[dict[int, tuple[int, Callable[[Controller, Command], bytes]]]] = {
+    Log.SUPPORTED: (1024, _supported),
+    Log.ERROR: (ERRORS_MAX * _ERROR.size, _error_page),
+    Log.SMART: (512, _smart),
+    Log.FIRMWARE: (512, _firmware),
+    Log.CHANGED_NAMESPACES: (4096, _changed),
+    Log.EFFECTS: (4096, _effects),
 }
+"""Size in bytes, and what makes it."""
 
 
 def get_log_page(cmd: Command) -> int:
@@ -166,20 +169,19 @@ def get_log_page(cmd: Command) -> int:
     controller, page = cmd.controller, cmd.dw[10] & 0xFF
     length = ((cmd.dw[11] & 0xFFFF) << 16 | cmd.dw[10] >> 16) + 1 << 2
     offset = cmd.dw[12] | cmd.dw[13] << 32
-    make = PAGES.get(page)
-    if make is None:
+    if page not in PAGES:
         raise Refused(Status.INVALID_LOG_PAGE, byte=40)
-    if offset & 3:
+    size_bytes, make = PAGES[page]
+    if offset & 3 or offset > size_bytes:
         raise invalid_field(12)
     if cmd.dw[14] >> 23 & 1:  # OT: offsets are in bytes here
         raise invalid_field(14, 23)
     if length > TRANSFER_MAX_BYTES:
         raise invalid_field(10, 16)
     cmd.data(length, to_host=True)
-    content = make(controller, cmd)
-    if offset > len(content):
-        raise invalid_field(12)
-    cmd.answer(content[offset : offset + length].ljust(length, b"\0"))
-    if not cmd.dw[10] >> 15 & 1:
+    cmd.answer(make(controller, cmd)[offset : offset + length].ljust(length, b"\0"))
+    if not cmd.dw[10] >> 15 & 1:  # RAE: what was read stays to be read
+        if page == Log.CHANGED_NAMESPACES:
+            controller.changed.clear()
         controller.events.log_read(page)
     return cmd.now_ns

@@ -32,13 +32,15 @@ class NamespaceRecord(msgspec.Struct, array_like=True):
     """Host NQNs that get it again with their next controller; the kernel's own driver is the host ``""``."""
     refused: list[str] = []
     """Host NQNs that have detached it."""
+    recovery: int = 0
+    """Error recovery (feature 05h)."""
 
 
 class Namespace:
     """One namespace.  ``base`` and ``size_bytes`` are a range of the device; a block has ``1 << shift`` bytes."""
 
     __slots__ = (
-        "attached", "base", "blocks", "busy_until_ns", "hosts", "identity", "nsid", "protect", "readable", "refused",
+        "attached", "base", "blocks", "busy_until_ns", "hosts", "identity", "nsid", "protect", "recovery", "refused",
         "shared", "shift", "size_bytes", "writable",
     )  # fmt: skip
 
@@ -51,26 +53,35 @@ class Namespace:
         self.shared = record.shared
         self.protect = record.protect
         """Write protection state (feature 84h)."""
+        self.recovery = record.recovery
+        """Error recovery (feature 05h)."""
         self.attached = dict.fromkeys(record.attached)
         self.hosts = dict.fromkeys(record.hosts)
         self.refused = dict.fromkeys(record.refused)
         self.busy_until_ns = 0
         """Format is under way until then."""
         self.blocks = self.size_bytes >> self.shift
-        self.readable = self.writable = True
+        self.writable = True
         self.refresh()
 
     def refresh(self) -> None:
-        """Brings what the fast path looks at in line: blocks, readable, writable."""
+        """Brings what the fast path looks at in line: blocks, writable."""
         self.blocks = self.size_bytes >> self.shift
-        self.readable = not self.busy_until_ns
-        self.writable = self.readable and not self.protect
+        self.writable = not self.busy_until_ns and not self.protect
+
+    def is_due_to(self, host: str, primary: int) -> bool:
+        """Whether a host's new controller gets it: those that had it attached do, and, if it is shared, everybody when
+        the kernel's controller (``primary``) has it; not who has detached it, and a private one nobody beside another.
+        """
+        if host in self.refused or (self.attached and not self.shared):
+            return False
+        return host in self.hosts or (self.shared and primary in self.attached)
 
     def record(self) -> NamespaceRecord:
         """What to keep of it."""
         return NamespaceRecord(
             self.nsid, self.base, self.size_bytes, self.shift, self.identity, self.shared, self.protect,
-            [*self.attached], [*self.hosts], [*self.refused],
+            [*self.attached], [*self.hosts], [*self.refused], self.recovery,
         )  # fmt: skip
 
     @property
@@ -101,7 +112,7 @@ class Namespaces:
     @property
     def unallocated_bytes(self) -> int:
         """Space that no namespace has (UNVMCAP)."""
-        return self.capacity_bytes - sum(map(_rounded, self.table.values()))
+        return max(self.capacity_bytes - sum(map(_rounded, self.table.values())), 0)
 
     def create(self, blocks: int, shift: int, *, shared: bool = True) -> Namespace:
         """A new namespace at the first hole that is large enough.
@@ -112,7 +123,7 @@ class Namespaces:
         nsid = next((each for each in range(1, self.limit + 1) if each not in self.table), 0)
         if not nsid:
             raise Refused(Status.NO_NAMESPACE_IDENTIFIER)
-        base = self._hole(-(-size_bytes // PAGE_BYTES) * PAGE_BYTES)
+        base = self._hole(size_bytes)
         if base < 0 or not blocks:
             raise Refused(Status.INSUFFICIENT_CAPACITY)
         self.generation += 1

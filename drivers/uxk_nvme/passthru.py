@@ -3,142 +3,46 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
-from typing import Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
 
 import uxk
 from uxk.uapi.blk import NvmeOp, nvme_result
 from uxk_nvme.admin import ADMIN_TABLE
 from uxk_nvme.bounce import Bounce
+from uxk_nvme.capsules import CapsuleQueue, EventQueue
 from uxk_nvme.controller import Controller
 from uxk_nvme.io import IO_TABLE
 from uxk_nvme.iommu import OFFSET_BITS, OFFSET_MASK, Iommu
-from uxk_nvme.queues import Done, Fast, Item
-from uxk_nvme.spec import (
-    PSDT_SGL,
-    SQE_BYTES,
-    SQE_DWORDS,
-    SQE_FAST,
-    TRANSFER_MAX_BYTES,
-    Admin,
-    Feature,
-    Refused,
-    Status,
-)  # fmt: skip
-from uxk_nvme.subsystem import CONTROLLERS_MAX, PRIMARY, Subsystem
+from uxk_nvme.queues import Done
+from uxk_nvme.spec import SQE_BYTES, TRANSFER_MAX_BYTES, Admin, Feature, Refused, Status
+from uxk_nvme.subsystem import PRIMARY, Subsystem
 
 QUEUES_MAX: Final = 256
 """Queue identifiers that a host may use."""
 HELD_MAX_NS: Final = 20_000_000_000
-"""How long a request may wait for an event: less than the kernel's deadline for requests."""
+"""How long a command may take, and a request may wait for an event: less than the kernel's deadline for requests."""
+_LOOK_NS: Final = HELD_MAX_NS // 8
 SILENCE_MAX_NS: Final = 120_000_000_000
 """A host that says nothing for so long may lose its controller to another: its export may have died."""
 NQN_BYTES: Final = 256
+NQN_MAX: Final = 223
+"""Characters of an NQN (base, section 4.5)."""
 HOST_ID_BYTES: Final = 16
-_HEAD: Final = ~0xFFFFFC00 & 0xFFFFFFFFFFFFFFFF
-"""Opcode, fuse and NSID of a command's first two dwords."""
-_EVENT: Final = bytes((Admin.ASYNC_EVENT,))
+_QUEUES_KEPT: Final = 64
+"""Of the kernel's own controller: beyond that, clients' queues without commands are forgotten."""
 _TO_HOST: Final = 2
 """Bits 1:0 of an opcode say which way data go (base, figure 87)."""
 
 
-class CapsuleQueue:
-    """One queue of one host's controller: commands come as requests, completions go as their answers."""
+class Wait(NamedTuple):
+    """A request that waits for an event, and gives up when it is due."""
 
-    __slots__ = ("_answer", "_batch", "_free", "_last", "batch", "bounces", "controller", "qid", "requests")
-
-    def __init__(
-        self, controller: Controller, qid: int, answer: Callable[[CapsuleQueue, uxk.Request, int, Done], object]
-    ) -> None:
-        self.controller = controller
-        self.qid = qid
-        self._answer = answer
-        self._free: list[int] = []
-        self._last = 0
-        self.requests: dict[int, uxk.Request] = {}
-        """Commands under way by tag: hosts may use identifiers twice."""
-        self.bounces: dict[int, int] = {}
-        """Their bounce buffers."""
-        self.batch: list[Fast] = []
-        self._batch: list[uxk.Request] = []
-
-    def add(self, request: uxk.Request, address: int, length: int, place: int) -> None:
-        """Puts a command into the batch, with its data where ``address`` says."""
-        tag = self._free.pop() if self._free else self._last
-        if tag == self._last:
-            self._last += 1
-        self.requests[tag] = request
-        if place >= 0:
-            self.bounces[tag] = place
-        head, _, _, slba, control = SQE_FAST.unpack_from(request.payload)
-        self.batch.append((head & _HEAD | PSDT_SGL << 8 | tag << 16, address, length, slba, control))
-        self._batch.append(request)
-
-    def run(self, now_ns: int) -> None:
-        """Executes the batch."""
-        entries, self.batch = self.batch, []
-        if self.qid:
-            self.controller.run_io(self, entries, now_ns)
-        else:
-            self.controller.run_admin(self, entries, now_ns)
-        self._batch.clear()
-
-    def dwords(self, index: int) -> tuple[int, ...]:
-        """All 16 dwords, as the host wrote them."""
-        return SQE_DWORDS.unpack_from(self._batch[index].payload)
-
-    def post(self, items: Sequence[Item]) -> None:
-        """Answers requests."""
-        for item in items:
-            done = Done(item, 0) if isinstance(item, int) else item
-            request = self.requests.pop(done.tag)
-            self._free.append(done.tag)
-            self._answer(self, request, self.bounces.pop(done.tag, -1), done)
-
-    def command_id(self, tag: int) -> int:
-        """The identifier that the host gave."""
-        return int.from_bytes(self.requests[tag].payload[2:4], "little")
-
-    def tag_of(self, command_id: int) -> int | None:
-        """The oldest command with that identifier."""
-        return next((tag for tag in self.requests if self.command_id(tag) == command_id), None)
-
-
-class EventQueue:
-    """Requests that wait for an event of a controller (WAIT_EVENT)."""
-
-    __slots__ = ("_answer", "_last", "qid", "requests")
-
-    def __init__(self, answer: Callable[[uxk.Request, Done], object]) -> None:
-        self.qid = 0
-        self._answer = answer
-        self._last = 0
-        self.requests: dict[int, uxk.Request] = {}
-
-    def add(self, request: uxk.Request) -> int:
-        """A tag for a request."""
-        self._last += 1
-        self.requests[self._last] = request
-        return self._last
-
-    def post(self, items: Sequence[Item]) -> None:
-        """Answers requests."""
-        for item in items:
-            done = Done(item, 0) if isinstance(item, int) else item
-            self._answer(self.requests.pop(done.tag), done)
-
-    def dwords(self, index: int) -> tuple[int, ...]:
-        """Nothing: these are no commands."""
-        return (0,) * 16
-
-    def command_id(self, tag: int) -> int:
-        """None."""
-        return 0xFFFF
-
-    def tag_of(self, command_id: int) -> int | None:
-        """None."""
-        return None
+    due_ns: int
+    controller: Controller
+    queue: EventQueue
+    tag: int
 
 
 class Passthrough:
@@ -148,13 +52,16 @@ class Passthrough:
         self._ctx = ctx
         self._subsystem = subsystem
         self._iommu = iommu
-        self._bounce = bounce
-        self._queues: dict[tuple[int, int], CapsuleQueue] = {}
+        self._bounce = bounce.other()
+        self._queues: dict[tuple[int, int], dict[int, CapsuleQueue]] = {}
+        """By controller and client: on the kernel's own controller, clients do not see each other's commands."""
         self._events: dict[int, EventQueue] = {}
         self._touched: dict[CapsuleQueue, None] = {}
-        self._deadlines: list[tuple[int, int, int, int, int]] = []
-        """When a waiting request gives up: time, serial, controller, tag (-1 - tag: of the admin queue), request."""
-        self._serial = 0
+        self._waits: dict[int, Wait] = {}
+        """Requests that wait for an event, by their number."""
+        self._timer: tuple[int, Callable[[], object]] = -1, _nothing
+        """When the first of them gives up, and what takes that back."""
+        self._looking = False
 
     def request(self, request: uxk.Request) -> None:
         """Takes one request; commands are executed by :meth:`run`."""
@@ -182,6 +89,9 @@ class Passthrough:
         """Executes what was taken, queue by queue."""
         touched, self._touched = self._touched, {}
         now_ns = self._ctx.now_ns
+        if touched and not self._looking:
+            self._looking = True
+            self._ctx.call_later_ns(_LOOK_NS, self._look, daemon=True)
         for queue in touched:
             queue.controller.seen_ns = now_ns
             queue.run(now_ns)
@@ -194,15 +104,15 @@ class Passthrough:
             self._ctx.complete(request, status=controller)
             return
         admin = request.opcode == NvmeOp.ADMIN
-        if controller.cntlid == PRIMARY and admin and request.payload[:1] == _EVENT:
-            self._ctx.complete(request, status=errno.EPERM)  # its events are the driver's
+        if controller.cntlid == PRIMARY and admin and _is_drivers(request.payload):
+            self._ctx.complete(request, status=errno.EPERM)
             return
         if controller.cntlid == PRIMARY and not admin and not qid:
             qid = 1
         if len(request.payload) < SQE_BYTES or (qid != 0 if admin else not 0 < qid <= QUEUES_MAX):
             self._ctx.complete(request, status=errno.EINVAL)
             return
-        queue = self._queue(controller, qid)
+        queue = self._queue(controller, request.port, qid)
         place = self._place(request)
         if isinstance(place, int):
             self._ctx.complete(request, status=place)
@@ -210,8 +120,6 @@ class Passthrough:
         address, length, bounce = place
         queue.add(request, address, length, bounce)
         self._touched[queue] = None
-        if admin and request.payload[0] == Admin.ASYNC_EVENT:
-            self._deadline(HELD_MAX_NS, controller.cntlid, -1 - next(reversed(queue.requests)), request)
 
     def _controller(self, request: uxk.Request) -> Controller | int:
         cntlid = request.offset >> 16 or PRIMARY
@@ -220,13 +128,24 @@ class Passthrough:
             return errno.ENODEV
         return found if cntlid == PRIMARY or found.port == request.port else errno.EACCES
 
-    def _queue(self, controller: Controller, qid: int) -> CapsuleQueue:
-        key = controller.cntlid, qid
-        queue = self._queues.get(key)
+    def _queue(self, controller: Controller, port: int, qid: int) -> CapsuleQueue:
+        key = controller.cntlid, port
+        queues = self._queues.get(key)
+        if queues is None:
+            if len(self._queues) >= _QUEUES_KEPT:
+                self._forget_idle()
+            queues = self._queues[key] = {}
+        queue = queues.get(qid)
         if queue is None:
-            queue = self._queues[key] = CapsuleQueue(controller, qid, self._answer)
+            queue = queues[qid] = CapsuleQueue(controller, qid, queues, self._answer)
             controller.queues.setdefault(qid, queue)
         return queue
+
+    def _forget_idle(self) -> None:
+        """Clients of the kernel's own controller that have no commands under way: they may be gone."""
+        for key, queues in list(self._queues.items()):
+            if key[0] == PRIMARY and not any(queue.requests for queue in queues.values()):
+                del self._queues[key]
 
     def _place(self, request: uxk.Request) -> tuple[int, int, int] | int:
         """Bus address, bytes and bounce buffer (or -1) of a command's data; or an errno."""
@@ -270,10 +189,11 @@ class Passthrough:
         payload = request.payload
         host = payload[:NQN_BYTES].split(b"\0", 1)[0]
         name = host.decode(errors="replace")
-        if not host or not name.isprintable() or len(payload) > NQN_BYTES + HOST_ID_BYTES:
+        if not 0 < len(host) <= NQN_MAX or not name.isprintable() or len(payload) > NQN_BYTES + HOST_ID_BYTES:
             self._ctx.complete(request, status=errno.EINVAL)
             return
-        if len(self._subsystem.controllers) >= CONTROLLERS_MAX and not self._evict():
+        crowd = self._subsystem.crowd(request.port)
+        if crowd and not self._evict(crowd):
             self._ctx.complete(request, status=errno.EMFILE)
             return
         made = self._subsystem.add_controller(name, payload[NQN_BYTES:], request.port, (ADMIN_TABLE, IO_TABLE))
@@ -281,10 +201,9 @@ class Passthrough:
         made.seen_ns = self._ctx.now_ns
         self._ctx.complete(request, result=made.cntlid)
 
-    def _evict(self) -> bool:
+    def _evict(self, crowd: list[Controller]) -> bool:
         """Ends the controller that was silent for longest, if nobody can be there any more; False if none was."""
-        hosts = (each for each in self._subsystem.controllers.values() if each.cntlid != PRIMARY)
-        oldest = min(hosts, key=lambda each: each.seen_ns)
+        oldest = min(crowd, key=lambda each: each.seen_ns)
         patience_ns = max(SILENCE_MAX_NS, 3_000_000 * oldest.features.value(Feature.KEEP_ALIVE))
         if self._ctx.now_ns - oldest.seen_ns < patience_ns:
             return False
@@ -299,13 +218,18 @@ class Passthrough:
         self.drop(controller)
         self._ctx.complete(request)
 
+    def release(self, request: uxk.Request) -> None:
+        """A client has gone, says the kernel, and its hosts with it."""
+        for controller in [each for each in self._subsystem.controllers.values() if each.port == request.port]:
+            self.drop(controller)
+        self._ctx.complete(request)
+
     def drop(self, controller: Controller) -> None:
         """Ends a controller: what came before is executed, what still waits is answered as aborted."""
         self.run()
         for held, tag in controller.events.drop():
             held.post([Done(tag, Status.ABORTED_SQ_DELETED)])
-        for key in [key for key in self._queues if key[0] == controller.cntlid]:
-            queue = self._queues.pop(key)
+        for queue in self._queues.pop((controller.cntlid, controller.port), {}).values():
             self._subsystem.later.drop(queue)
             queue.post([Done(tag, Status.ABORTED_SQ_DELETED) for tag in list(queue.requests)])
         self._events.pop(controller.cntlid, None)
@@ -321,6 +245,7 @@ class Passthrough:
         if controller.cntlid == PRIMARY:
             self._ctx.complete(request, status=errno.EPERM)
             return
+        controller.seen_ns = self._ctx.now_ns
         queue = self._events.get(controller.cntlid)
         if queue is None:
             queue = self._events[controller.cntlid] = EventQueue(self._event)
@@ -332,39 +257,62 @@ class Passthrough:
             self._ctx.complete(request, status=errno.EBUSY)
             return
         if tag in queue.requests:
-            self._deadline(min(request.length * 1_000_000, HELD_MAX_NS), controller.cntlid, tag, request)
+            due_ns = self._ctx.now_ns + min(request.length * 1_000_000, HELD_MAX_NS)
+            self._waits[request.cid] = Wait(due_ns, controller, queue, tag)
+            self._arm()
 
     def _event(self, request: uxk.Request, done: Done) -> None:
+        if self._waits.pop(request.cid, None) is not None:
+            self._arm()
         if done.status:
             self._ctx.complete(request, status=errno.ECANCELED)
         else:
             self._ctx.complete(request, result=done.dw0)
 
-    def _deadline(self, delay_ns: int, cntlid: int, tag: int, request: uxk.Request) -> None:
-        self._serial += 1
-        due_ns = self._ctx.now_ns + delay_ns
-        if not self._deadlines or due_ns < self._deadlines[0][0]:
-            self._ctx.call_at_ns(due_ns, self._expire)
-        heappush(self._deadlines, (due_ns, self._serial, cntlid, tag, request.cid))
+    def _arm(self) -> None:
+        """One timer for the first request that gives up."""
+        due_ns = min((wait.due_ns for wait in self._waits.values()), default=-1)
+        at_ns, cancel = self._timer
+        if due_ns == at_ns:
+            return
+        cancel()
+        self._timer = -1, _nothing
+        if due_ns >= 0:
+            self._timer = due_ns, partial(self._ctx.cancel_timer, self._ctx.call_at_ns(due_ns, self._expire))
 
     def _expire(self, _: object) -> None:
-        now_ns = self._ctx.now_ns
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, _, cntlid, tag, cid = heappop(self._deadlines)
-            self._give_up(cntlid, tag, cid)
-        self._deadlines = [each for each in self._deadlines if self._held(*each[2:]) is not None]
-        if self._deadlines:
-            self._ctx.call_at_ns(self._deadlines[0][0], self._expire)
-
-    def _held(self, cntlid: int, tag: int, cid: int) -> tuple[CapsuleQueue | EventQueue, int] | None:
-        """Queue and tag of a request that still waits."""
-        queue = self._events.get(cntlid) if tag >= 0 else self._queues.get((cntlid, 0))
-        tag = tag if tag >= 0 else -1 - tag
-        waits = queue is not None and tag in queue.requests and queue.requests[tag].cid == cid
-        return (queue, tag) if queue is not None and waits else None
-
-    def _give_up(self, cntlid: int, tag: int, cid: int) -> None:
-        held, controller = self._held(cntlid, tag, cid), self._subsystem.controllers.get(cntlid)
-        if held is not None and controller is not None and controller.events.let_go(*held):
-            queue, tag = held
+        self._timer = -1, _nothing
+        late = [(cid, wait) for cid, wait in self._waits.items() if wait.due_ns <= self._ctx.now_ns]
+        for cid, (_, controller, queue, tag) in late:
+            del self._waits[cid]
+            controller.events.let_go(queue, tag)
             self._ctx.complete(queue.requests.pop(tag), status=errno.ETIMEDOUT)
+        self._arm()
+
+    # --- commands that hang ---
+
+    def _look(self, _: object) -> None:
+        """Takes back what the controller has had for too long: nobody else would, and its buffer would be gone."""
+        now_ns, busy = self._ctx.now_ns, False
+        for queue in [queue for queues in self._queues.values() for queue in queues.values()]:
+            for tag in queue.watch.late(queue.requests, now_ns, HELD_MAX_NS):
+                if queue.controller.forget(queue, tag):
+                    request, place = queue.take(tag)
+                    if place >= 0:
+                        self._bounce.give(place)
+                    self._ctx.complete(request, status=errno.ETIMEDOUT)
+            busy = busy or bool(queue.requests)
+        self._looking = busy
+        if busy:
+            self._ctx.call_later_ns(_LOOK_NS, self._look, daemon=True)
+
+
+def _nothing() -> None:
+    """There is no timer to take back."""
+
+
+def _is_drivers(payload: bytes) -> bool:
+    """Whether a command would take the driver's own events away."""
+    if payload[:1] == bytes((Admin.SET_FEATURES,)):
+        return payload[40:41] == bytes((Feature.EVENTS,))
+    return payload[:1] == bytes((Admin.ASYNC_EVENT,))

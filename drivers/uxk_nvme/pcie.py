@@ -20,9 +20,7 @@ QUEUE_ENTRIES_MAX: Final = 4096
 class Registers:
     """The primary controller with its doorbells.  ``interrupt(qid)`` is called once for each batch of completions."""
 
-    def __init__(
-        self, subsystem: Subsystem, doorbells: memoryview, interrupt: Callable[[int], object], saved: dict[int, int]
-    ) -> None:
+    def __init__(self, subsystem: Subsystem, doorbells: memoryview, interrupt: Callable[[int], object]) -> None:
         self._doorbells = doorbells
         self._interrupt = interrupt
         self._completion_queues: dict[int, tuple[memoryview, int]] = {}
@@ -32,9 +30,7 @@ class Registers:
             **ADMIN_TABLE, Admin.CREATE_CQ: self._create_cq, Admin.CREATE_SQ: self._create_sq,
             Admin.DELETE_CQ: self._delete_cq, Admin.DELETE_SQ: self._delete_sq,
         }  # fmt: skip
-        self.controller: Controller = subsystem.add_controller(
-            "", bytes(16), 0, (table, IO_TABLE), cntlid=PRIMARY, saved=saved
-        )
+        self.controller: Controller = subsystem.add_controller("", bytes(16), 0, (table, IO_TABLE), cntlid=PRIMARY)
 
     def enable(self, admin: Rings) -> None:
         """CC.EN: the admin queue is where AQA, ASQ and ACQ say."""

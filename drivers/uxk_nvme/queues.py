@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -39,6 +39,8 @@ class ReplyQueue(Protocol):
     """Where a command came from and its completion goes to."""
 
     qid: int
+    peers: Mapping[int, ReplyQueue] | None
+    """The queues that an Abort command of this one may name; None: all of its controller."""
 
     def dwords(self, index: int) -> tuple[int, ...]:
         """All 16 dwords of the command at ``index`` in the present batch."""
@@ -160,12 +162,15 @@ class HostQueue:
 class DeviceQueue:
     """The controller's end: fetches commands, posts completions, interrupts once for each batch of them."""
 
-    __slots__ = ("_batch", "_cq_tail", "_interrupt", "_overflow", "_phase", "_rings", "_sq_head", "entries", "qid")
+    __slots__ = (
+        "_batch", "_cq_tail", "_interrupt", "_overflow", "_phase", "_rings", "_sq_head", "entries", "peers", "qid",
+    )  # fmt: skip
 
     def __init__(self, rings: Rings, interrupt: Callable[[int], object]) -> None:
         self._rings = rings
         self._interrupt = interrupt
         self.qid = rings.qid
+        self.peers: Mapping[int, ReplyQueue] | None = None
         self.entries = rings.entries
         self._sq_head = 0
         self._cq_tail = 0
@@ -233,6 +238,9 @@ class DeviceQueue:
         base = self._sq_head | self.qid << 16 | self._phase << 48
         cq, at = self._rings.cq, self._cq_tail * CQE_BYTES
         self._cq_tail += len(items)
+        if len(items) == 1 and isinstance(item := items[0], int):  # as where each command ends at a time of its own
+            CQE.pack_into(cq, at, 0, base | item << 32)
+            return
         plain = [base | item << 32 for item in items if type(item) is int]
         if len(plain) == len(items):
             _successes(len(plain)).pack_into(cq, at, *plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
+import uxk
 from uxk_nvme.controller import Controller, Handler
 from uxk_nvme.counters import Counters
 from uxk_nvme.faults import FaultTable
@@ -14,13 +15,14 @@ from uxk_nvme.later import Clock, Later
 from uxk_nvme.logs import critical_warning
 from uxk_nvme.medium import Medium
 from uxk_nvme.namespaces import Namespace, Namespaces
-from uxk_nvme.spec import Refused, Status
+from uxk_nvme.spec import Refused, Status, final
 
 PRIMARY: Final = 1
 """CNTLID of the kernel's own controller."""
 CNTLID_MAX: Final = 0xFFEF
 CONTROLLERS_MAX: Final = 64
 """Each holds an error log of 4 KiB and queues of pending commands."""
+LATENCY_MAX_NS: Final = 60_000_000_000
 
 HOSTS_MAX: Final = 16
 """Hosts that a namespace remembers."""
@@ -52,15 +54,19 @@ class Subsystem:
         self.faults = faults
         self.iommu = iommu
         self.later = Later(clock, after)
+        medium.busy = self.later.busy_ns
         self.counters = Counters()
         self.say = say
         self._clock = clock
         self._after = after
         self.namespaces = Namespaces(medium.store.size_bytes, settings.serial)
         self.controllers: dict[int, Controller] = {}
-        self.power_state = 0
+        self.thermal = 0
+        """Feature 10h."""
         self.power_cycles = 1
         self.extra_latency_ns = 0
+        self.coalesce_ns = 0
+        """Completions of I/O commands wait for the next multiple of it, unless feature 08h says how long."""
         self.slow = False
         """Whether the fast path is closed."""
         self.life = 0
@@ -75,19 +81,34 @@ class Subsystem:
 
     def add_controller(
         self, host: str, host_id: bytes, port: int, tables: tuple[Mapping[int, Handler], Mapping[int, Handler]], *,
-        cntlid: int = 0, saved: dict[int, int] | None = None,
+        cntlid: int = 0,
     ) -> Controller:  # fmt: skip
-        """A controller for a host: it gets the shared namespaces that the kernel's controller has, and its own."""
-        cntlid = cntlid or self._free_cntlid()
-        for namespace in self.namespaces.table.values():
-            wanted = PRIMARY in namespace.attached or host in namespace.hosts
-            if namespace.shared and wanted and host not in namespace.refused:
-                namespace.attached[cntlid] = None
+        """A controller for a host: it gets the shared namespaces that the kernel's controller has, and its own.
+
+        With a ``cntlid``, it is one that there was before, or the kernel's: what is attached to it is.
+        """
+        if not cntlid:
+            cntlid = self._free_cntlid()
+            for namespace in self.namespaces.table.values():
+                if namespace.is_due_to(host, PRIMARY):
+                    namespace.attached[cntlid] = None
         made = self.controllers[cntlid] = Controller(
-            self, cntlid, host=host, host_id=host_id, port=port, fabrics=cntlid != PRIMARY, tables=tables, saved=saved
+            self, cntlid, host=host, host_id=host_id, port=port, fabrics=cntlid != PRIMARY, tables=tables
         )
         self.dirty = True
         return made
+
+    def crowd(self, port: int) -> list[Controller]:
+        """Controllers of which one must go before that client gets another; empty if there is room.
+
+        A client has at most as many as are left for others: one alone half of them.
+        """
+        hosts = [each for each in self.controllers.values() if each.cntlid != PRIMARY]
+        own = [each for each in hosts if each.port == port]
+        free = CONTROLLERS_MAX - len(self.controllers)
+        if len(own) >= free > 0:
+            return own
+        return [] if free > 0 else hosts
 
     def remove_controller(self, controller: Controller) -> None:
         """The host is gone: its CNTLID is free, nothing is attached to it any more."""
@@ -166,20 +187,27 @@ class Subsystem:
 
     # --- the device as a whole ---
 
-    def set_power_state(self, state: int) -> None:
+    def set_power_state(self, state: int, now_ns: int) -> None:
         """Feature 02h."""
-        self.power_state = state
-        self.medium.set_power_state(state)
+        self.medium.set_power_state(state, now_ns)
 
-    def set_write_cache(self, on: bool, now_ns: int) -> None:
-        """Feature 06h."""
-        if not on:
-            self.medium.flush(now_ns)
+    def set_write_cache(self, on: bool, now_ns: int) -> int:
+        """Feature 06h; when it is done.  Refused: what was cached cannot be written, and the cache stays on."""
+        due_ns = self.medium.set_write_cache(on, now_ns)
+        if due_ns < 0:
+            raise Refused(final(-due_ns), retry=True)
         self.write_cache_on = on
-        self.medium.set_write_cache(on)
+        return due_ns
+
+    def set_thermal(self, value: int, now_ns: int) -> None:
+        """Feature 10h."""
+        self.thermal = value
+        self.medium.set_thermal(value >> 16, value & 0xFFFF, now_ns)
 
     def set_latency(self, latency_ns: int) -> None:
-        """Every I/O command takes so much longer."""
+        """Every I/O command takes so much longer.  UsageError beyond a minute."""
+        if latency_ns > LATENCY_MAX_NS:
+            raise uxk.UsageError(f"extra_latency_ns={latency_ns}: expected 0 to {LATENCY_MAX_NS}")
         self.extra_latency_ns = latency_ns
         self.slow = bool(latency_ns)
 
@@ -221,22 +249,44 @@ class Subsystem:
 
     def record(self) -> Kept:
         """All of it."""
-        hosts = [each for each in self.controllers.values() if each.cntlid != PRIMARY]
-        primary = self.controllers.get(PRIMARY)
         return Kept(
             self.serial, self.namespaces.generation, self._last_cntlid, self.power_cycles,
             [each.record() for each in self.namespaces.table.values()],
-            [
-                ControllerRecord(each.cntlid, each.port, each.host, each.host_id, each.features.values)
-                for each in hosts
-            ],
-            {} if primary is None else primary.features.saved,
-            {each.cntlid: each.events.enabled for each in hosts}, self.life,
+            [record_of(each) for each in self.controllers.values()],
+            self.life, self.write_cache_on, self.medium.power_state, self.thermal,
+            self.medium.lifetime(self._clock.now_ns),
         )  # fmt: skip
 
     def restore(self, kept: Kept) -> None:
-        """The table as an earlier incarnation left it; controllers are added by their front ends."""
+        """The table as an earlier incarnation left it; controllers are added by their front ends, with :func:`resume`.
+
+        To hosts nothing was reset: the features of the device are what they were.
+        """
+        now_ns = self._clock.now_ns
         self._last_cntlid = kept.last_cntlid
         self.power_cycles = kept.power_cycles
         self.namespaces.generation = kept.generation
         self.namespaces.restore(kept.namespaces)
+        self.medium.resume(kept.lifetime)
+        self.set_power_state(kept.power_state, now_ns)
+        self.set_thermal(kept.thermal, now_ns)
+        if self.has_write_cache:
+            self.set_write_cache(kept.write_cache_on, now_ns)
+
+
+def record_of(controller: Controller) -> ControllerRecord:
+    """What to keep of a controller."""
+    features = controller.features
+    return ControllerRecord(
+        controller.cntlid, controller.port, controller.host, features.host_id, features.values, features.saved,
+        controller.events.enabled, features.delays, features.timestamp_ns, controller.errors.count,
+    )  # fmt: skip
+
+
+def resume(controller: Controller, record: ControllerRecord) -> None:
+    """A controller goes on as it was kept."""
+    features = controller.features
+    features.values, features.saved = record.features, record.saved
+    features.delays, features.timestamp_ns, features.host_id = record.delays, record.timestamp_ns, record.host_id
+    controller.events.enabled = record.enabled
+    controller.errors.count = record.errors

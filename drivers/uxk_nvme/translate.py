@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import errno
-import struct
 from typing import Final, NamedTuple, TypeAlias
 
 import uxk
 from uxk.uapi.blk import IoFlag
-from uxk_nvme.spec import PSDT_SGL, TRANSFER_MAX_BYTES, Io
+from uxk_nvme.spec import DEAC, FUA, PSDT_SGL, RANGE, TRANSFER_MAX_BYTES, ZEROES_MAX_BYTES, Io
 
 Words: TypeAlias = tuple[int, int, int, int, int]
 """A command without its identifier, as :data:`uxk_nvme.spec.SQE_FAST` has it; with a length, its address is to come."""
 
-_RANGE: Final = struct.Struct("<IIQ")
-_FUA: Final = 1 << 30
-_DEAC: Final = 1 << 25
 _DEALLOCATE: Final = 4 << 32
 """Dwords 10 and 11 of Dataset Management: one range, AD."""
-ZEROES_MAX_BLOCKS: Final = 1 << 16
-"""What NLB can say."""
 
 
 class Disk(NamedTuple):
@@ -52,7 +46,7 @@ def job_of(request: uxk.Request, disk: Disk) -> Job | int:
         return errno.EINVAL
     slba, blocks = request.offset >> shift, length >> shift
     before = [flush] if flags & IoFlag.PREFLUSH else []
-    durable = _FUA if flags & IoFlag.FUA else 0
+    durable = FUA if flags & IoFlag.FUA else 0
     match opcode:
         case uxk.Op.READ | uxk.Op.WRITE:
             inline = opcode == uxk.Op.WRITE and not request.region
@@ -62,13 +56,14 @@ def job_of(request: uxk.Request, disk: Disk) -> Job | int:
             plain: Words = (code | head, 0, length, slba, blocks - 1 | durable)
             return Job([*before, plain], request.payload if inline else b"", length)
         case uxk.Op.WRITE_ZEROES:
-            durable |= 0 if flags & IoFlag.NOUNMAP else _DEAC
+            durable |= 0 if flags & IoFlag.NOUNMAP else DEAC
+            most = ZEROES_MAX_BYTES >> shift
             commands: list[Words] = [
-                (Io.WRITE_ZEROES | head, 0, 0, slba + at, min(blocks - at, ZEROES_MAX_BLOCKS) - 1 | durable)
-                for at in range(0, blocks, ZEROES_MAX_BLOCKS)
+                (Io.WRITE_ZEROES | head, 0, 0, slba + at, min(blocks - at, most) - 1 | durable)
+                for at in range(0, blocks, most)
             ]
             return Job([*before, *commands], b"", length)
         case uxk.Op.DISCARD:
-            return Job([(Io.DSM | head, 0, _RANGE.size, _DEALLOCATE, 0)], _RANGE.pack(0, blocks, slba), length)
+            return Job([(Io.DSM | head, 0, RANGE.size, _DEALLOCATE, 0)], RANGE.pack(0, blocks, slba), length)
         case _:
             return errno.EOPNOTSUPP

@@ -35,14 +35,17 @@ def build(params: MediumParams, store: Store, random: np.random.Generator) -> Me
 
 
 def open_medium(
-    params: MediumParams, random: np.random.Generator, memory: memoryview | None = None, *, fresh: bool = False
-) -> Medium:
+    params: MediumParams, random: np.random.Generator, memory: memoryview | None = None,
+    marks: memoryview | None = None, *, fresh: bool = False,
+) -> Medium:  # fmt: skip
     """Store and medium.  ``memory`` (``params.size`` bytes that outlive the instance) serves ``backing=ram``.
 
-    ``fresh`` says that the memory was never used: it is not searched for data then.
+    So does ``marks`` (:func:`uxk_nvme.store.record_bytes` of them) for what cannot be read.  ``fresh`` says that the
+    memory was never used: it is not searched for data then.
     """
     store = open_store(
-        params.backing, params.size, params.lba_bytes, integrity=params.integrity, memory=memory, fresh=fresh,
+        params.backing, params.size, params.lba_bytes, integrity=params.integrity, memory=memory,
+        marks=marks, fresh=fresh,
     )  # fmt: skip
     try:
         return build(params, store, random)

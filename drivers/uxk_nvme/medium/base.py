@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import uxk
 from uxk.uapi.blk import Extent
+from uxk_nvme.medium.params import MediumParams
 from uxk_nvme.store import Store
 
 Data: TypeAlias = bytes | bytearray | memoryview
@@ -35,7 +37,7 @@ class MediumSmart(NamedTuple):
     nand_read_bytes: int
     nand_written_bytes: int
     busy_ns: int
-    """Time in which at least one die was at work, as far as the model knows."""
+    """Time in which commands were under way; the controller measures it (:attr:`Medium.busy`)."""
     warning_temp_ns: int
     critical_temp_ns: int
     thermal_transitions_1: int
@@ -44,6 +46,20 @@ class MediumSmart(NamedTuple):
     thermal_time_2_ns: int
     throttle: int
     """0: none, 1: light, 2: heavy."""
+
+
+_OF_NOW: Final = frozenset({
+    "temperature_k", "percentage_used", "available_spare", "spare_threshold", "critical_warning", "throttle",
+})  # fmt: skip
+LIFETIME: Final = tuple(name for name in MediumSmart._fields if name not in _OF_NOW)
+"""Counters that never begin anew, whatever becomes of the driver."""
+_SMART_MAX: Final = {
+    "temperature_k": 0xFFFF, "percentage_used": 0xFF, "available_spare": 100, "spare_threshold": 100,
+    "critical_warning": 0x3F, "thermal_transitions_1": 0xFFFFFFFF, "thermal_transitions_2": 0xFFFFFFFF,
+    "thermal_time_1_ns": 0xFFFFFFFF * 10**9, "thermal_time_2_ns": 0xFFFFFFFF * 10**9, "throttle": 2,
+}  # fmt: skip
+"""What the SMART log has room for."""
+_COUNTER_MAX: Final = (1 << 63) - 1
 
 
 class Medium(Protocol):
@@ -56,6 +72,15 @@ class Medium(Protocol):
     store: Store
     next_event_ns: int | None
     """When :meth:`run_background` wants to be called next."""
+    power_state: int
+    """Feature 02h as it is now: a command in an idle state brings back the last operational one."""
+    warning_k: int
+    critical_k: int
+    """WCTEMP and CCTEMP."""
+    has_heat: bool
+    """Whether :meth:`set_thermal` has an effect."""
+    busy: Callable[[int], int]
+    """Who measures the controller's busy time: nanoseconds until then."""
 
     def read(self, offset: int, into: memoryview, now_ns: int) -> int:
         """Fills ``into``."""
@@ -97,12 +122,16 @@ class Medium(Protocol):
         """Drops what the volatile cache holds."""
         ...
 
-    def set_write_cache(self, on: bool) -> None:
-        """Feature 06h."""
+    def set_write_cache(self, on: bool, now_ns: int) -> int:
+        """Feature 06h; switched off, complete when everything that was cached is durable, and on if that fails."""
         ...
 
-    def set_power_state(self, ps: int) -> None:
+    def set_power_state(self, ps: int, now_ns: int) -> None:
         """Feature 02h."""
+        ...
+
+    def set_thermal(self, light_k: int, heavy_k: int, now_ns: int) -> None:
+        """Feature 10h: temperatures from which on to throttle lightly and heavily; 0: as the device itself does."""
         ...
 
     def smart(self, now_ns: int) -> MediumSmart:
@@ -113,8 +142,20 @@ class Medium(Protocol):
         """Makes a field of :meth:`smart` show ``value``; None: the truth again."""
         ...
 
+    def lifetime(self, now_ns: int) -> dict[str, int]:
+        """:data:`LIFETIME` fields of :meth:`smart` as they truly are, those of earlier incarnations included."""
+        ...
+
+    def resume(self, lifetime: Mapping[str, int]) -> None:
+        """Counts on from there."""
+        ...
+
     def control(self, text: str) -> None:
         """Changes the medium at run time: a die that is slow, heat; UsageError for what it does not know."""
+        ...
+
+    def controls(self) -> list[str]:
+        """What :meth:`control` has changed, as its texts."""
         ...
 
     def figures(self) -> dict[str, int]:
@@ -152,34 +193,67 @@ POWER_STATES: Final = (
 )
 
 
+def _never_busy(now_ns: int) -> int:
+    return 0
+
+
 class Core:
     """Counters, overrides and store calls that the media share."""
 
-    def __init__(self, store: Store) -> None:
+    has_heat = False
+
+    def __init__(self, params: MediumParams, store: Store) -> None:
         self.store = store
         self.next_event_ns: int | None = None
+        self.warning_k, self.critical_k = params.warning_k, params.critical_k
+        self.busy: Callable[[int], int] = _never_busy
         self.reads: int = 0
         self.writes: int = 0
         self.read_bytes: int = 0
         self.written_bytes: int = 0
         self.media_errors = 0
         self.unsafe_shutdowns = 0
-        self.power_state = 0
+        self.power_state = self._operational = 0
+        self._idle_ns = 0
+        """When the idle state has been entered."""
+        self._ready_ns = 0
+        """When the device has left it."""
         self._overrides: dict[str, int] = {}
+        self._before: dict[str, int] = {}
+        """Counters of earlier incarnations."""
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """What is allocated, from ``offset`` on; may cover less than asked."""
         return self.store.extents(offset, length)
 
     def override_smart(self, field: str, value: int | None) -> None:
-        """Makes a field of the health data show ``value``; None: the truth again."""
+        """Makes a field of the health data show ``value``; None: the truth again.  UsageError for what cannot be."""
         if field not in MediumSmart._fields:
             known = ", ".join(MediumSmart._fields)
             raise uxk.UsageError(f"smart field {field!r}: expected one of {known}")
         if value is None:
             self._overrides.pop(field, None)
-        else:
-            self._overrides[field] = value
+            return
+        most = _SMART_MAX.get(field, _COUNTER_MAX)
+        if not 0 <= value <= most:
+            raise uxk.UsageError(f"smart field {field}={value}: expected 0 to {most}")
+        self._overrides[field] = value
+
+    def smart(self, now_ns: int) -> MediumSmart:
+        """Health as of ``now_ns``."""
+        truth, before = self._truth(now_ns), self._before
+        if before:
+            truth = truth._replace(**{name: getattr(truth, name) + count for name, count in before.items()})
+        return truth._replace(**self._overrides) if self._overrides else truth
+
+    def lifetime(self, now_ns: int) -> dict[str, int]:
+        """:data:`LIFETIME` fields of :meth:`smart` as they truly are, those of earlier incarnations included."""
+        truth, before = self._truth(now_ns), self._before
+        return {name: getattr(truth, name) + before.get(name, 0) for name in LIFETIME}
+
+    def resume(self, lifetime: Mapping[str, int]) -> None:
+        """Counts on from there."""
+        self._before = {name: lifetime[name] for name in LIFETIME if name in lifetime}
 
     def control(self, text: str) -> None:
         """Nothing can be changed at run time but flash."""
@@ -188,11 +262,32 @@ class Core:
             "to 10^9) or 'throttle 0|1|2|off'"
         )
 
-    def set_power_state(self, ps: int) -> None:
+    def controls(self) -> list[str]:
+        """Nothing was changed."""
+        return []
+
+    def set_thermal(self, light_k: int, heavy_k: int, now_ns: int) -> None:
+        """Nothing here gets hot."""
+
+    def set_power_state(self, ps: int, now_ns: int) -> None:
         """One of :data:`POWER_STATES`; in a state that is not operational the next command pays the exit latency."""
         if not 0 <= ps < len(POWER_STATES):
             raise uxk.UsageError(f"power state {ps}: expected 0 to {len(POWER_STATES) - 1}")
+        state = POWER_STATES[ps]
+        if state.operational:
+            self._wake(now_ns)
+            self._operational = ps
+        elif ps != self.power_state:
+            self._idle_ns = max(now_ns, self._ready_ns, self._idle_ns) + state.entry_ns
         self.power_state = ps
+
+    def _wake(self, now_ns: int) -> int:
+        """When a command that comes now may begin; an idle device returns to the last operational state for it."""
+        state = POWER_STATES[self.power_state]
+        if not state.operational:
+            self._ready_ns = max(now_ns, self._idle_ns) + state.exit_ns
+            self.power_state = self._operational
+        return max(now_ns, self._ready_ns)
 
     def run_background(self, now_ns: int) -> None:
         """Nothing to do."""
@@ -206,15 +301,15 @@ class Core:
         self.media_errors += 1
         return -status
 
-    def _smart(self) -> MediumSmart:
-        """Of a medium that neither wears nor heats up."""
+    def _truth(self, now_ns: int) -> MediumSmart:
+        """The health data of this incarnation: of a medium that neither wears nor heats up."""
         zeros = dict.fromkeys(MediumSmart._fields, 0)
         known = {
             "temperature_k": AMBIENT_K, "available_spare": 100, "spare_threshold": SPARE_THRESHOLD_PERCENT,
             "media_errors": self.media_errors, "unsafe_shutdowns": self.unsafe_shutdowns,
             "host_read_bytes": self.read_bytes, "host_written_bytes": self.written_bytes,
             "host_reads": self.reads, "host_writes": self.writes, "nand_read_bytes": self.read_bytes,
-            "nand_written_bytes": self.written_bytes,
+            "nand_written_bytes": self.written_bytes, "busy_ns": self.busy(now_ns),
         }  # fmt: skip
         return MediumSmart(**{**zeros, **known})
 

@@ -6,7 +6,8 @@ from heapq import heapreplace
 
 import numpy as np
 
-from uxk_nvme.medium.base import NAND_UNIT_BYTES, POWER_STATES, Core, Data, MediumSmart
+import uxk
+from uxk_nvme.medium.base import NAND_UNIT_BYTES, POWER_STATES, Core, Data
 from uxk_nvme.medium.latency import SLOTS, table
 from uxk_nvme.medium.params import MediumParams
 from uxk_nvme.medium.undo import Undo
@@ -19,13 +20,19 @@ class NoneMedium(Core):
     """Zero latency.  A volatile cache, if there is one, loses its contents with the power all the same."""
 
     def __init__(self, params: MediumParams, store: Store, random: np.random.Generator) -> None:
-        super().__init__(store)
+        super().__init__(params, store)
+        if 0 < params.write_cache < NAND_UNIT_BYTES:
+            raise uxk.ParamError(
+                f"write_cache={params.write_cache}: expected 0, or at least {NAND_UNIT_BYTES}, the unit it holds"
+            )
         self.undo = Undo(store, NAND_UNIT_BYTES, params.tear_ppm, random)
         self._capacity_units = params.write_cache // NAND_UNIT_BYTES
         self._caching = self._capacity_units > 0
-        # Memory without checksums needs nobody between it and the caller.
+        self._through = False
+        """Whether every write is to be durable."""
+        # Memory without checksums needs nobody between it and the caller, unless the device is to be woken first.
         plain = isinstance(store, RamStore) and store.sums is None
-        self._view = store.view if plain else None
+        self._plain = self._view = store.view if plain else None
         self._map = store.map if isinstance(store, RamStore) else bytearray()
         self._marked = store.bad.starts
 
@@ -34,6 +41,7 @@ class NoneMedium(Core):
         view = self._view
         length = len(into)
         if view is None or self._marked:
+            self._wake(now_ns)
             status = self.store.read(offset, into)
             if status:
                 return self._failed_read(status)
@@ -50,6 +58,7 @@ class NoneMedium(Core):
         if self._caching:
             self._remember(offset, length)
         if view is None or self._marked:
+            self._wake(now_ns)
             status = self.store.write(offset, data)
             if status:
                 return -status
@@ -64,12 +73,12 @@ class NoneMedium(Core):
                 self._map[first : first + count] = b"\1" * count
         self.writes += 1
         self.written_bytes += length
-        if fua:
-            if self._caching:
-                self.undo.settle(offset, length)
+        if fua or self._through:
             status = self.store.sync()
             if status:
                 return -status
+            if self._caching:
+                self.undo.settle(offset, length)
         return now_ns
 
     def _remember(self, offset: int, length: int) -> None:
@@ -83,13 +92,17 @@ class NoneMedium(Core):
             del dirty[next(iter(dirty))]
 
     def flush(self, now_ns: int) -> int:
-        """Everything is durable at once."""
-        self.undo.clear()
+        """Everything is durable at once; what could not be written stays cached."""
+        self._wake(now_ns)
         status = self.store.sync()
-        return -status if status else now_ns
+        if status:
+            return -status
+        self.undo.clear()
+        return now_ns
 
     def write_zeroes(self, offset: int, length: int, now_ns: int, deallocate: bool) -> int:
         """The range reads as zeros, at once durable."""
+        self._wake(now_ns)
         status = self.store.zero(offset, length, deallocate=deallocate)
         if status:
             return -status
@@ -102,12 +115,16 @@ class NoneMedium(Core):
 
     def write_uncorrectable(self, offset: int, length: int, now_ns: int) -> int:
         """Reads of the range fail until it is written."""
+        self._wake(now_ns)
         status = self.store.mark_bad(offset, length)
+        if status:
+            return -status
         self.undo.settle(offset, length)
-        return -status if status else now_ns
+        return now_ns
 
     def verify(self, offset: int, length: int, now_ns: int) -> int:
         """A read that gives no data."""
+        self._wake(now_ns)
         status = self.store.verify(offset, length)
         return self._failed_read(status) if status else now_ns
 
@@ -120,15 +137,22 @@ class NoneMedium(Core):
         self.unsafe_shutdowns += 1
         self.undo.power_loss(now_ns)
 
-    def set_write_cache(self, on: bool) -> None:
+    def set_write_cache(self, on: bool, now_ns: int) -> int:
         """Switches the volatile cache, if there is one; switched off, it is written back first."""
-        self._caching = on and self._capacity_units > 0
-        if not self._caching:
-            self.undo.clear()
+        done_ns = now_ns if on else self.flush(now_ns)
+        if done_ns >= 0:
+            self._caching, self._through = on and self._capacity_units > 0, not on
+        return done_ns
 
-    def smart(self, now_ns: int) -> MediumSmart:
-        """Health; nothing wears here."""
-        return self._smart()._replace(**self._overrides)
+    def set_power_state(self, ps: int, now_ns: int) -> None:
+        """An idle device takes the long way with its next command, which wakes it."""
+        super().set_power_state(ps, now_ns)
+        if not POWER_STATES[ps].operational:
+            self._view = None
+
+    def _wake(self, now_ns: int) -> int:
+        self._view = self._plain
+        return super()._wake(now_ns)
 
     def figures(self) -> dict[str, int]:
         """Counters for sysfs."""
@@ -156,7 +180,6 @@ class SimpleMedium(NoneMedium):
         self._random = random
         self._draws: list[int] = []
         self._slow_ppm = 1_000_000
-        self._wake_ns = 0
 
     def read(self, offset: int, into: memoryview, now_ns: int) -> int:
         """Fills ``into``."""
@@ -202,19 +225,21 @@ class SimpleMedium(NoneMedium):
         failure = NoneMedium.verify(self, offset, length, now_ns)
         return failure if failure < 0 else self._at(now_ns, self._read_ns, length)
 
-    def set_power_state(self, ps: int) -> None:
+    def write_uncorrectable(self, offset: int, length: int, now_ns: int) -> int:
+        """Takes as long as a deallocation: no data move."""
+        failure = NoneMedium.write_uncorrectable(self, offset, length, now_ns)
+        return failure if failure < 0 else self._at(now_ns, self._trim_ns, 0)
+
+    def set_power_state(self, ps: int, now_ns: int) -> None:
         """Slower states stretch latencies; leaving an idle state costs its exit latency once."""
-        super().set_power_state(ps)
-        state = POWER_STATES[ps]
-        self._slow_ppm = state.slow_ppm
-        self._wake_ns = state.exit_ns
+        super().set_power_state(ps, now_ns)
+        self._slow_ppm = POWER_STATES[self._operational].slow_ppm
 
     def _at(self, now_ns: int, latency_ns: int, length_bytes: int) -> int:
         if self._slow_ppm != 1_000_000:
             latency_ns = latency_ns * self._slow_ppm // 1_000_000
-        if self._wake_ns:
-            now_ns += self._wake_ns
-            self._wake_ns = self.power_state = 0
+        if now_ns < self._ready_ns:  # it is still waking up
+            now_ns = self._ready_ns
         lanes = self._lanes
         free_ns = lanes[0]
         if free_ns < now_ns:

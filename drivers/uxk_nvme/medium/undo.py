@@ -24,6 +24,8 @@ class Flight(NamedTuple):
     """None: nothing to put back.  Empty: of none of them."""
     page: int = -1
     """Where they go; the medium's to know."""
+    before: list[int] | None = None
+    """Where each of them was before, likewise."""
 
 
 class Undo:
@@ -80,14 +82,6 @@ class Undo:
             if at < high and stop > low:
                 bad += [(a, b) for a, b in ((at, min(stop, low)), (max(at, high), stop)) if a < b]
         return Saved(bytes(data) if saved.data is not None or any(data) else None, [*bad, *now.bad])
-
-    def retire(self, now_ns: int) -> int:
-        """Forgets the oldest flights that are over; how many units they had."""
-        units = 0
-        flights = self.flights
-        while flights and flights[0].done_ns <= now_ns:
-            units += len(flights.popleft().units)
-        return units
 
     def clear(self) -> None:
         """Everything is durable."""

@@ -12,9 +12,10 @@ import uxk
 from uxk_nvme.store.base import GRANULE_BYTES, Saved, Store
 from uxk_nvme.store.file import FileStore, open_raw, open_sparse
 from uxk_nvme.store.intervals import Intervals
+from uxk_nvme.store.marks import MemoryRecord, record_bytes
 from uxk_nvme.store.ram import RamStore
 
-__all__ = ["GRANULE_BYTES", "FileStore", "Intervals", "RamStore", "Saved", "Store", "open_store"]
+__all__ = ["GRANULE_BYTES", "FileStore", "Intervals", "RamStore", "Saved", "Store", "open_store", "record_bytes"]
 
 _EXPECTED: Final = "expected ram, sparse:PATH or file:PATH"
 
@@ -26,19 +27,24 @@ def open_store(
     *,
     integrity: bool = False,
     memory: memoryview | None = None,
+    marks: memoryview | None = None,
     fresh: bool = False,
 ) -> Store:
     """The store that ``backing`` names: ``ram``, ``sparse:PATH`` or ``file:PATH``.
 
     A raw file says itself how big it is: look at ``size_bytes`` of the result.  ``memory`` is used for ``ram``; what
-    it holds is kept (``fresh``: it holds nothing).  ParamError names what is wrong.
+    it holds is kept (``fresh``: it holds nothing).  So are its blocks that cannot be read, in ``marks``
+    (:func:`record_bytes` of them).  ParamError names what is wrong.
     """
     kind, colon, path = backing.partition(":")
     if kind != "file" and (size_bytes <= 0 or size_bytes % lba_bytes):
         raise uxk.ParamError(f"size={size_bytes}: expected a multiple of lba_bytes={lba_bytes}")
     match kind, colon:
         case "ram", "":
-            return RamStore(size_bytes, lba_bytes, integrity=integrity, memory=memory, fresh=fresh)
+            store = RamStore(size_bytes, lba_bytes, integrity=integrity, memory=memory, fresh=fresh)
+            if marks is not None:
+                store.bad.keep(MemoryRecord(marks), size_bytes)
+            return store
         case "sparse", ":":
             return open_sparse(path, size_bytes, lba_bytes, integrity=integrity)
         case "file", ":":

@@ -7,14 +7,12 @@ from typing import Final, NamedTuple
 from uxk.uapi.blk import Extent
 from uxk_nvme.store import status as st
 from uxk_nvme.store.checksum import Checksums, Data
-from uxk_nvme.store.intervals import Intervals
+from uxk_nvme.store.marks import Marks
 
 GRANULE_BYTES: Final = 4096
 """Allocation is known to this grain."""
 EXTENTS_MAX: Final = 16_384
 """In one answer; 12 bytes each fill three quarters of the longest payload of a completion."""
-BAD_INTERVALS_MAX: Final = 65_536
-"""A client may mark every other block as uncorrectable; beyond this many pieces it is refused."""
 
 
 class Saved(NamedTuple):
@@ -39,7 +37,8 @@ class Store:
     def __init__(self, size_bytes: int, lba_bytes: int, *, integrity: bool) -> None:
         self.size_bytes = size_bytes
         self.lba_bytes = lba_bytes
-        self.bad = Intervals()
+        self.bad = Marks()
+        """What cannot be read until it is written."""
         self.sums = Checksums(size_bytes, lba_bytes) if integrity else None
 
     def read(self, offset: int, into: memoryview) -> int:
@@ -47,8 +46,10 @@ class Store:
         if self.bad.starts and self.bad.overlaps(offset, offset + len(into)):
             return st.UNRECOVERED_READ
         failure = self._read(offset, into)
-        if not failure and self.sums is not None and not self.sums.check(offset, into):
-            return st.UNRECOVERED_READ
+        if not failure and self.sums is not None:
+            for block in self.sums.check(offset, into):
+                failure = st.UNRECOVERED_READ
+                self.bad.mark(block * self.lba_bytes, (block + 1) * self.lba_bytes)
         return failure
 
     def write(self, offset: int, data: Data) -> int:
@@ -85,10 +86,7 @@ class Store:
 
     def mark_bad(self, offset: int, length: int) -> int:
         """Reads of the range fail until it is written again (Write Uncorrectable)."""
-        if len(self.bad) >= BAD_INTERVALS_MAX:
-            return st.WRITE_FAULT
-        self.bad.add(offset, offset + length)
-        return 0
+        return 0 if self.bad.mark(offset, offset + length) else st.WRITE_FAULT
 
     def extents(self, offset: int, length: int, limit: int = EXTENTS_MAX) -> list[Extent]:
         """What is allocated, in order from ``offset`` on, at most ``limit`` pieces: they may cover less than asked."""
@@ -130,6 +128,7 @@ class Store:
 
     def close(self) -> None:
         """Gives everything back."""
+        self.bad.close()
 
     def figures(self) -> dict[str, int]:
         """Counters for sysfs."""

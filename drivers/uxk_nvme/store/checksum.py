@@ -41,16 +41,16 @@ class Checksums:
         self._sums[first : first + count] = array("I", [self._zero]) * count
         self._known[first : first + count] = b"\1" * count
 
-    def check(self, offset: int, data: Data) -> bool:
-        """Whether ``data``, just read at byte ``offset``, are what was written there."""
+    def check(self, offset: int, data: Data) -> list[int]:
+        """Those blocks of ``data``, just read at byte ``offset``, that are not what was written there."""
         view, step, crc32 = memoryview(data).cast("B"), self._lba_bytes, zlib.crc32
         known, sums = self._known, self._sums
-        bad = 0
+        bad = []
         for block, at in enumerate(range(0, len(view), step), offset // step):
             found = crc32(view[at : at + step])
             if not known[block]:
                 known[block], sums[block] = 1, found
             elif sums[block] != found:
-                bad += 1
-        self.mismatches += bad
-        return not bad
+                bad.append(block)
+        self.mismatches += len(bad)
+        return bad

@@ -14,6 +14,7 @@ from uxk.uapi.blk import Extent
 from uxk_nvme.store import status as st
 from uxk_nvme.store.base import Store
 from uxk_nvme.store.checksum import Data
+from uxk_nvme.store.marks import FileRecord, record_bytes
 
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
@@ -22,6 +23,8 @@ _ZERO_RANGE: Final = 0x10
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ZEROS: Final = bytes(1 << 20)
+MARKS_SUFFIX: Final = ".uxk-uncorrectable"
+"""Of the file beside the image that says which blocks cannot be read."""
 
 
 class FileStore(Store):
@@ -31,6 +34,7 @@ class FileStore(Store):
         super().__init__(size_bytes, lba_bytes, integrity=integrity)
         self.path = path
         self._fd = fd
+        self.bad.keep(FileRecord(path + MARKS_SUFFIX, record_bytes(size_bytes)), size_bytes)
         self._modes = {_PUNCH_HOLE, _ZERO_RANGE} if _fallocate is not None else set()
 
     def _read(self, offset: int, into: memoryview) -> int:
@@ -100,10 +104,12 @@ class FileStore(Store):
             os.fdatasync(self._fd)
         except OSError as error:
             return _write_status(error.errno)
-        return 0
+        failure = self.bad.sync()
+        return _write_status(failure) if failure else 0
 
     def close(self) -> None:
         """Closes the file, and so unlocks it."""
+        super().close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

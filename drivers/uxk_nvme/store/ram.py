@@ -112,4 +112,5 @@ class RamStore(Store):
 
     def close(self) -> None:
         """Lets go of the memory."""
+        super().close()
         self._bytes.release()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-INTERNAL: Final = 0x006
-"""Internal error."""
 WRITE_PROTECTED: Final = 0x020
 """The medium has become read-only."""
 CAPACITY_EXCEEDED: Final = 0x081

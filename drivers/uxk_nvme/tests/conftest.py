@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from uxk_nvme.faults import FaultTable
 from uxk_nvme.io import IO_TABLE
 from uxk_nvme.iommu import OFFSET_BITS, Iommu
 from uxk_nvme.medium import MediumParams, open_medium
-from uxk_nvme.queues import Done, Item
+from uxk_nvme.queues import Done, Item, ReplyQueue
 from uxk_nvme.spec import PSDT_SGL, SQE_FAST, Admin
 from uxk_nvme.subsystem import PRIMARY, Settings, Subsystem
 
@@ -75,6 +75,7 @@ class Capsules:
 
     def __init__(self, qid: int) -> None:
         self.qid = qid
+        self.peers: Mapping[int, ReplyQueue] | None = None
         self.raw: list[tuple[int, ...]] = []
         self.posted: dict[int, Done] = {}
 
@@ -114,10 +115,10 @@ class Rig:
         )
         shift = values.lba_bytes.bit_length() - 1
         self.namespace = self.subsystem.namespaces.create((4 << 20) >> shift, shift)
-        self.namespace.attached[PRIMARY] = self.namespace.hosts[""] = None
+        self.namespace.attached[PRIMARY] = None
         self.controller = self.subsystem.add_controller("", bytes(16), 0, (ADMIN_TABLE, IO_TABLE), cntlid=PRIMARY)
         self.queues = {qid: Capsules(qid) for qid in (0, 1)}
-        self.controller.queues.update(self.queues)
+        self.controller.queues |= self.queues
         self._tag = 0
 
     def host(self, name: str = "nqn.host") -> Controller:

@@ -29,7 +29,7 @@ class Machine:
         self.base = rig.iommu.pin(self.memory) << OFFSET_BITS
         self.doorbells = memoryview(bytearray(4096))
         self.interrupts: list[int] = []
-        self.registers = Registers(rig.subsystem, self.doorbells, self.interrupts.append, {})
+        self.registers = Registers(rig.subsystem, self.doorbells, self.interrupts.append)
         rings = self.rings(0, ADMIN_ENTRIES, 0)
         self.registers.enable(rings)
         self.admin = AdminQueue(self.registers, HostQueue(rings), self.memory[61440:], self.base + 61440, rig.clock)
@@ -167,14 +167,6 @@ def test_a_torn_write_leaves_the_one_before(versions: list[Kept], at: int, garba
     assert found in (versions[-1], versions[-2] if len(versions) > 1 else None)
     memory[:] = whole
     assert KeptTable(memory).load() == versions[-1]
-
-
-def test_too_many_hosts_to_keep() -> None:
-    memory = memoryview(bytearray(KEPT_BYTES))
-    hosts = [ControllerRecord(n, 1, "x" * 256, bytes(16), dict.fromkeys(range(200), 1)) for n in range(200)]
-    KeptTable(memory).save(Kept("s", controllers=hosts))
-    kept = KeptTable(memory).load()
-    assert kept is not None and kept.serial == "s" and not kept.controllers
 
 
 def test_the_layout_of_commands(make_rig: Callable[..., Any]) -> None:

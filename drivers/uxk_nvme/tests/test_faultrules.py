@@ -7,23 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import uxk
+from uxk_nvme.faultnames import ADMIN_OPCODES, IO_OPCODES, STATUS, Scope, status_name
 from uxk_nvme.faultrules import (
-    ADMIN_OPCODES,
     BITS_MAX,
     DELAY_MAX_NS,
     I63_MAX,
-    IO_OPCODES,
     ITEMS_MAX,
     LANES_MAX,
     PERCENTILES,
     PPM,
     RULE_MAX_CHARS,
-    STATUS,
     Delay,
     Rule,
-    Scope,
     parse_rule,
-    status_name,
 )
 
 

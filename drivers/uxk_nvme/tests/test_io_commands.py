@@ -207,6 +207,15 @@ def test_a_fault_with_a_status(rig: Any) -> None:
     assert read(rig, 16, 1).status == 0, "once"
 
 
+def test_a_fault_in_one_of_several_ranges(rig: Any) -> None:
+    rig.faults.add("opcode=dsm lba=100-200 action=status status=media-error")
+    assert manage(rig, (0, 100), (201, 8), (150, 0)).status == 0
+    assert manage(rig, (0, 8), (40, 61)).code == Status.READ_ERROR
+    assert manage(rig, (200, 1)).code == Status.READ_ERROR
+    assert rig.do(Io.DSM, 1, cdw={10: 7, 11: 4}, data=bytes(16)).code == Status.SGL_LENGTH_INVALID
+    assert rig.faults.counters() == {1: (2, 2)}
+
+
 def test_a_fault_without_dnr(rig: Any) -> None:
     rig.faults.add("opcode=write action=status status=0x280 count=1")
     assert not write(rig, 0, bytes(512)).status & DNR

@@ -2,7 +2,8 @@
 
 A victim's valid units move to a line of their own (so data that live long come together), a few for every page that
 the host programs: as many as keep the number of free lines where it is.  Only if the host needs a line and there is
-none does it wait for the rest of the victim.  A line is erased once what was in it has been programmed elsewhere.
+none does it wait for the rest of the victim.  A line is erased once what was in it has been programmed elsewhere: if
+the last of it shares a page with what is moved next, once that page is full, or, when nothing is moved next, padded.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class Collector:
         self.background_lines = max(params.gc_background_lines or lines // 16, self.foreground_lines)
         self.wear_gap = params.wear_gap_cycles
         self.victim = -1
-        self.on_victim_needed: Callable[[Candidates], None] | None = None
-        """Told when a victim has been chosen, with what may be the next: time to send hints."""
         self.erasable: deque[tuple[int, int]] = deque()
         """(when, line): moved, to be erased then."""
+        self.held: list[int] = []
+        """Moved, but the last of it lies in a page that is not full yet."""
         self.forced: deque[int] = deque()
         """Lines that must go for another reason: worn data, cold data in young blocks."""
         self.active = False
@@ -46,6 +47,8 @@ class Collector:
         self._to_worn = False
         self._programmed_ns = 0
         self._at = self._end = 0
+        self._moved = False
+        """Whether anything of the victim was moved."""
         self._lost = lost
         self._ready_ns = 0
         self.victims = 0
@@ -67,6 +70,8 @@ class Collector:
         while len(flash.free) < 2:
             if self.erasable:
                 self._erase_next(now_ns)
+            elif self.held:
+                self._pad(now_ns)
             elif self._stuck or not (self.victim >= 0 or self.start(now_ns, urgent=True)):
                 return False
             elif self.victim >= 0:
@@ -79,7 +84,11 @@ class Collector:
 
     def _short(self) -> bool:
         """Whether lines are so few that collection goes along with writes."""
-        return bool(self.forced) or len(self.flash.free) + len(self.erasable) < self.foreground_lines
+        return bool(self.forced) or self._lines_in_sight() < self.foreground_lines
+
+    def _lines_in_sight(self) -> int:
+        """Free, or empty and soon erased."""
+        return len(self.flash.free) + len(self.erasable) + len(self.held)
 
     def step(self, now_ns: int) -> None:
         """The host has programmed a page while :attr:`active`: moves what keeps up with it."""
@@ -122,10 +131,11 @@ class Collector:
 
     def wants_idle_work(self) -> bool:
         """Whether there is something to do when the host is quiet."""
-        flash = self.flash
-        if self.victim >= 0 or self.erasable or self.forced:
-            return True
-        return len(flash.free) < self.background_lines and self._gain_in_sight()
+        return self.victim >= 0 or bool(self.erasable) or bool(self.held) or self._wants_victim()
+
+    def _wants_victim(self) -> bool:
+        """Whether another line is to be collected in idle time."""
+        return bool(self.forced) or (self._lines_in_sight() < self.background_lines and self._gain_in_sight())
 
     def _gain_in_sight(self) -> bool:
         """Ours: idle collection is for lines that are at least a sixteenth garbage."""
@@ -137,7 +147,10 @@ class Collector:
         """About a row of pages over all dies; call again when the dies are free.  False: nothing was done."""
         before = len(self.erasable)
         self.erase_due(now_ns)
-        if self.victim < 0 and not self.erasable and not self.start(now_ns):
+        if self.victim < 0 and not self.erasable and not (self._wants_victim() and self.start(now_ns)):
+            if self.held:
+                self._pad(now_ns)
+                return True
             return len(self.erasable) < before
         if self.victim >= 0:
             geometry = self.flash.geometry
@@ -170,13 +183,12 @@ class Collector:
         self._at = line * line_units
         self._end = self._at + line_units
         self._ready_ns = now_ns
+        self._moved = False
         self.victims += 1
         self.victim_valid_units += valid
         # For each page that the host writes one must be gained, and somewhat more if lines run out.
-        urgency = 2 if len(flash.free) + len(self.erasable) < 3 else 1
+        urgency = 2 if self._lines_in_sight() < 3 else 1
         self._pace = flash.geometry.page_units * line_units * urgency // max(line_units - valid, 1) + 1
-        if self.on_victim_needed is not None:
-            self.on_victim_needed(self.candidates())
         if not valid:
             self._finish(now_ns)
         return True
@@ -228,6 +240,7 @@ class Collector:
         flash, gc = self.flash, self.flash.gc
         l2p, page_units, line_pages = flash.l2p, flash.geometry.page_units, flash.geometry.line_pages
         ready_ns = max(now_ns, self._ready_ns)
+        self._moved = True
         done = 0
         while done < len(units):
             if gc.at == gc.end:
@@ -240,15 +253,33 @@ class Collector:
                 l2p[unit] = slot
             gc.at = to + len(here)
             flash.valid[gc.line] += len(here)
-            for page in range(to // page_units, gc.at // page_units):
-                programmed_ns = flash.time_program(page % line_pages, ready_ns)
-                if programmed_ns > self._programmed_ns:
-                    self._programmed_ns = programmed_ns
+            first, last = to // page_units, gc.at // page_units
+            if first < last:
+                self._programmed(flash.time_programs(first % line_pages, last - first, ready_ns))
+
+    def _programmed(self, done_ns: int) -> None:
+        """A page of what is moved is programmed then."""
+        if done_ns > self._programmed_ns:
+            self._programmed_ns = done_ns
+        if self.held:
+            self.erasable.extend((self._programmed_ns, line) for line in self.held)
+            self.held.clear()
+
+    def _pad(self, now_ns: int) -> None:
+        """Programs the page that is not full: lines wait for it."""
+        flash, gc = self.flash, self.flash.gc
+        page_units = flash.geometry.page_units
+        page = gc.at // page_units
+        flash.pad_units += (page + 1) * page_units - gc.at
+        gc.at = (page + 1) * page_units
+        self._programmed(flash.time_program(page % flash.geometry.line_pages, max(now_ns, self._ready_ns)))
 
     def _has_room(self, units: int, now_ns: int) -> bool:
         """Whether so many units can be placed; False if blocks have died faster than lines were gained."""
         flash = self.flash
         if flash.gc.end - flash.gc.at < units:
+            if not flash.free and not self.erasable and self.held:
+                self._pad(now_ns)
             while not flash.free and self.erasable:
                 self._erase_next(now_ns)
             self._stuck = not flash.free
@@ -277,8 +308,16 @@ class Collector:
     def _finish(self, now_ns: int) -> None:
         flash, line = self.flash, self.victim
         flash.state[line] = ERASING
-        self.erasable.append((max(now_ns, self._programmed_ns), line))
         self.victim = -1
+        if self._moved and flash.gc.at % flash.geometry.page_units:
+            self.held.append(line)
+        else:
+            self.erasable.append((max(now_ns, self._programmed_ns), line))
+
+    def power_loss(self, now_ns: int) -> None:
+        """What was moved and not programmed is still where it came from, and is programmed when the power is back."""
+        self._ready_ns, self._programmed_ns = min(self._ready_ns, now_ns), min(self._programmed_ns, now_ns)
+        self.erasable = deque((min(when_ns, now_ns), line) for when_ns, line in self.erasable)
 
     def figures(self) -> dict[str, int]:
         """Counters for sysfs."""

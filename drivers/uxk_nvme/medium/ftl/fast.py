@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 
 from uxk_nvme.medium.base import Data
-from uxk_nvme.medium.ftl.device import IDLE_NS, FtlMedium
+from uxk_nvme.medium.ftl.core import IDLE_NS
+from uxk_nvme.medium.ftl.device import FtlMedium
 from uxk_nvme.medium.params import MediumParams
 from uxk_nvme.store import GRANULE_BYTES, RamStore, Store
 

@@ -64,6 +64,8 @@ class Flash:
         self.l2p = _table(geometry.units + 1, -1)
         self.p2l = _table(lines * geometry.line_units, geometry.units)
         self.valid = [0] * lines
+        # What programming looks at, in one look-up; the tables keep their identity.
+        self._shape = self.l2p, self.valid, geometry.line_units, geometry.page_units, geometry.line_pages
         self.erases = [initial_cycles] * lines
         self.reads = [0] * lines
         self.read_limit = [0] * lines
@@ -167,8 +169,8 @@ class Flash:
 
         The line must have room.  A page that is not full is padded.
         """
-        stream, geometry = self.host, self.geometry
-        l2p, valid, line_units = self.l2p, self.valid, geometry.line_units
+        stream = self.host
+        l2p, valid, line_units, page_units, line_pages = self._shape
         start = stream.at
         for at, unit in enumerate(units, start):
             old = l2p[unit]
@@ -179,12 +181,11 @@ class Flash:
         self.place(start, units)
         valid[stream.line] += count
         self.clock_units += count
-        page_units = geometry.page_units
         self.pad_units += page_units - count
         stream.at = start + page_units
         if self.listener is not None:
             self.listener.program(units)
-        return self.time_program(start // page_units % geometry.line_pages, now_ns)
+        return self.time_program(start // page_units % line_pages, now_ns)
 
     def time_program(self, page: int, now_ns: int) -> int:
         """Transfers and programs a page of a line; when that is done."""
@@ -202,6 +203,28 @@ class Flash:
         self.busy_ns += program_ns
         self.page_programs += 1
         return done_ns
+
+    def time_programs(self, first: int, count: int, now_ns: int) -> int:
+        """Likewise for so many pages of a line, one after the other; when all are done."""
+        timing, die_free_ns, channel_free_ns = self.timing, self.die_free_ns, self.channel_free_ns
+        die_of, channel_of, program_ns = timing.die_of, timing.channel_of, timing.program_ns
+        last_ns = busy_ns = 0
+        for page in range(first, first + count):
+            die, channel, cost_ns = die_of[page], channel_of[page], program_ns[page]
+            carried_ns = channel_free_ns[channel]
+            if carried_ns < now_ns:
+                carried_ns = now_ns
+            channel_free_ns[channel] = carried_ns = carried_ns + timing.page_transfer_ns[channel]
+            done_ns = die_free_ns[die]
+            if done_ns < carried_ns:
+                done_ns = carried_ns
+            die_free_ns[die] = done_ns = done_ns + cost_ns
+            if done_ns > last_ns:
+                last_ns = done_ns
+            busy_ns += cost_ns
+        self.busy_ns += busy_ns
+        self.page_programs += count
+        return last_ns
 
     def time_read(self, page: int, units: int, retries: int, now_ns: int, suspend_ns: int = -1) -> int:
         """Reads a page of a line and transfers ``units`` of it; when that is done.
@@ -275,6 +298,23 @@ class Flash:
             l2p[first:last] = [-1] * (last - first)
         else:
             l2p[first:last] = array("i", [-1]) * (last - first)
+
+    def take_back(self, page: int, units: list[int], before: list[int]) -> None:
+        """The page of the host's was never programmed: its units lie where they lay ``before``, or nowhere.
+
+        One whose former place is being emptied stays: the device would have written it anew.
+        """
+        l2p, p2l, valid, line_units = self.l2p, self.p2l, self.valid, self.geometry.line_units
+        at = page * self.geometry.page_units
+        for slot, (unit, old) in enumerate(zip(units, before, strict=True), at):
+            if l2p[unit] != slot:
+                continue
+            if old >= 0:
+                if p2l[old] != unit or self.state[old // line_units] not in (OPEN, CLOSED):
+                    continue
+                valid[old // line_units] += 1
+            l2p[unit] = old
+            valid[slot // line_units] -= 1
 
     def fill(self, units: list[int]) -> None:
         """Places units at the host's end without taking any time: what was there before the run began."""

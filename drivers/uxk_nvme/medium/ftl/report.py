@@ -13,12 +13,12 @@ from uxk_nvme.medium.params import MediumParams
 from uxk_nvme.store import Store
 
 if TYPE_CHECKING:
-    from uxk_nvme.medium.ftl.device import FtlMedium
+    from uxk_nvme.medium.ftl.core import FlashCore
 
 PPM = 1_000_000
 
 
-def smart(medium: FtlMedium) -> MediumSmart:
+def smart(medium: FlashCore, now_ns: int) -> MediumSmart:
     """The health data of now."""
     flash, thermal, health = medium.flash, medium.thermal, medium.health
     # The die that is worst off ends the device's life.
@@ -46,7 +46,7 @@ def smart(medium: FtlMedium) -> MediumSmart:
         host_writes=medium.writes,
         nand_read_bytes=flash.page_reads * flash.geometry.page_bytes,
         nand_written_bytes=flash.page_programs * flash.geometry.page_bytes,
-        busy_ns=flash.busy_ns // flash.geometry.dies,
+        busy_ns=medium.busy(now_ns),
         warning_temp_ns=thermal.warning_ns,
         critical_temp_ns=thermal.critical_ns,
         thermal_transitions_1=thermal.transitions[1],
@@ -57,7 +57,7 @@ def smart(medium: FtlMedium) -> MediumSmart:
     )
 
 
-def figures(medium: FtlMedium) -> dict[str, int]:
+def figures(medium: FlashCore) -> dict[str, int]:
     """Counters.  ``write_amplification_ppm``: units programmed for each unit that left the host's buffer."""
     flash, geometry = medium.flash, medium.geometry
     host_units = flash.clock_units - flash.clock_base
@@ -81,6 +81,7 @@ def figures(medium: FtlMedium) -> dict[str, int]:
         "erase_count_min": min(flash.erases),
         "erase_count_max": max(flash.erases),
         "read_retries": medium.retries,
+        "die_busy_ns": flash.busy_ns // geometry.dies,
         "cached_units": len(medium.undo.dirty),
         "lost_units": medium.undo.lost_units,
         "temperature_mk": medium.thermal.mk,

@@ -17,6 +17,7 @@ LINK_UW_PER_MB_S: Final = 250
 HYSTERESIS_MK: Final = 3_000
 SLOW_PPM: Final = (1_000_000, 1_500_000, 5_000_000)
 """Times at throttle level 0, 1, 2."""
+NEVER_MK: Final = 1 << 62
 
 
 class Thermal:
@@ -27,6 +28,7 @@ class Thermal:
         self._mk_per_w_ppm = params.heat_k_per_w_ppm
         self._tau_ns = params.heat_ns
         self._light_mk, self._heavy_mk = params.warning_k * 1000, params.critical_k * 1000
+        self._host_mk = (NEVER_MK, NEVER_MK)
         self.mk = self._ambient_mk + self._rise_mk(IDLE_UW)
         """Temperature in thousandths of a kelvin."""
         self.level = 0
@@ -63,7 +65,8 @@ class Thermal:
         return self._decide()
 
     def _decide(self) -> bool:
-        up = (0, self._light_mk, self._heavy_mk)
+        light_mk, heavy_mk = self._host_mk
+        up = (0, min(self._light_mk, light_mk), min(self._heavy_mk, heavy_mk))
         level = self.level
         while level < 2 and self.mk >= up[level + 1]:
             level += 1
@@ -77,6 +80,14 @@ class Thermal:
             self.transitions[level] += 1
         self.level = level
         return True
+
+    def manage(self, light_k: int, heavy_k: int) -> bool:
+        """The host's thresholds (HCTM, base 2.0, 8.15.3.1), 0: none; the device's own hold as well.
+
+        Whether the level has changed.
+        """
+        self._host_mk = light_k * 1000 or NEVER_MK, heavy_k * 1000 or NEVER_MK
+        return self._decide()
 
     def force(self, level: int | None) -> bool:
         """Holds a throttle level (0 to 2); None: the temperature decides again.  Whether the level has changed."""

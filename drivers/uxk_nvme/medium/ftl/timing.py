@@ -60,6 +60,15 @@ class Timing:
         self._channel_ppm[channel] = ppm
         self._fill()
 
+    def slowed(self) -> list[str]:
+        """Dies and channels that are slow: ``slow_die DIE PPM``, ``slow_channel CHANNEL PPM``."""
+        return [
+            f"{word} {index} {ppm}"
+            for word, factors in (("slow_die", self._die_ppm), ("slow_channel", self._channel_ppm))
+            for index, ppm in enumerate(factors)
+            if ppm != PPM
+        ]
+
     def slow_all(self, ppm: int) -> None:
         """Heat and power states: every die takes ``ppm`` / 10^6 times as long."""
         if ppm != self._all_ppm:

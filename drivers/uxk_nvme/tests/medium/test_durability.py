@@ -40,7 +40,7 @@ def check_books(medium: FtlMedium) -> None:
     assert set(free) == lines.get(fl.FREE, set())
     assert not any(counted[line] for line in free)
     assert set(flash.closed) == lines.get(fl.CLOSED, set())
-    waiting = [line for _, line in medium.collector.erasable]
+    waiting = [*(line for _, line in medium.collector.erasable), *medium.collector.held]
     assert set(waiting) == lines.get(fl.ERASING, set())
     assert not any(counted[line] for line in waiting)
     assert {stream.line for stream in (flash.host, flash.gc)} - {-1} == lines.get(fl.OPEN, set())
@@ -158,7 +158,7 @@ class Powered(RuleBasedStateMachine):
     @rule(on=st.booleans())
     def cache(self, on: bool) -> None:
         self.now_ns = self.medium.flush(self.now_ns)
-        self.medium.set_write_cache(on)
+        self.medium.set_write_cache(on, self.now_ns)
         self.settle(0, BLOCKS)
 
     @rule(after_ns=st.sampled_from([0, 100, 10_000, 1_000_000, 10**9]))

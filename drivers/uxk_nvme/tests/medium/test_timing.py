@@ -106,7 +106,7 @@ def test_fua_waits_for_the_program() -> None:
     done_ns = medium.flush(0)
     assert done_ns >= TPROG_NS
     assert medium.flush(done_ns) == done_ns
-    medium.set_write_cache(False)
+    assert medium.set_write_cache(False, done_ns) == done_ns
     assert medium.write(16 * 4096, PAGE, done_ns) >= done_ns + TPROG_NS
     protected = ftl(write_cache=0)
     assert protected.write(0, PAGE, 0, fua=True) == 0
@@ -297,13 +297,17 @@ def test_throttling_can_be_forced() -> None:
 def test_power_states_slow_and_sleep(kind: str) -> None:
     medium = made(medium=kind, precondition="sequential")
     base_ns = read_at(medium, 0, S) - S
-    medium.set_power_state(2)
-    assert read_at(medium, 0, 2 * S) - 2 * S > 1.5 * base_ns
-    medium.set_power_state(4)
-    assert read_at(medium, 0, 3 * S) - 3 * S == pytest.approx(base_ns + POWER_STATES[4].exit_ns, rel=0.01)
-    assert read_at(medium, 0, 4 * S) - 4 * S == pytest.approx(base_ns, rel=0.01)
+    medium.set_power_state(2, 2 * S)
+    slow_ns = read_at(medium, 0, 2 * S) - 2 * S
+    assert slow_ns > 1.5 * base_ns
+    medium.set_power_state(4, 2 * S)
+    assert read_at(medium, 0, 3 * S) - 3 * S == pytest.approx(slow_ns + POWER_STATES[4].exit_ns, rel=0.01)
+    assert medium.power_state == 2, "the last operational state"
+    assert read_at(medium, 0, 4 * S) - 4 * S == pytest.approx(slow_ns, rel=0.01)
+    medium.set_power_state(0, 4 * S)
+    assert read_at(medium, 0, 5 * S) - 5 * S == pytest.approx(base_ns, rel=0.01)
     with pytest.raises(uxk.UsageError, match="power state 5"):
-        medium.set_power_state(5)
+        medium.set_power_state(5, 4 * S)
 
 
 # --- without flash ---
@@ -313,7 +317,7 @@ def test_none_takes_no_time() -> None:
     medium = made()
     assert medium.write(0, PAGE, 77) == medium.flush(77) == medium.deallocate(0, 512, 77) == 77
     assert read_at(medium, 0, 77) == 77
-    medium.set_power_state(2)
+    medium.set_power_state(2, 77)
     medium.run_background(77)
     assert medium.next_event_ns is None
     assert medium.smart(77).host_written_bytes == 4096
