@@ -7,7 +7,6 @@ keep-alive and the controllers' life cycle are handled here.  Data lie in arena 
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,9 +15,10 @@ from uxk.uapi.blk import NvmeOp
 from uxk_nvmet_tcp.backend import Passthrough
 from uxk_nvmet_tcp.digest import load_crc32c
 from uxk_nvmet_tcp.memory import UNIT_BYTES, Pool
-from uxk_nvmet_tcp.params import NvmetTcpParams
+from uxk_nvmet_tcp.params import NvmetTcpParams, address_of, hosts_of
 from uxk_nvmet_tcp.pdu import Crc
 from uxk_nvmet_tcp.server import Server, listen, shown
+from uxk_nvmet_tcp.spec import DISCOVERY_NQN
 from uxk_nvmet_tcp.target import Target, TargetConfig
 
 SLICE_MIN_BYTES: Final = 64 << 10
@@ -42,7 +42,21 @@ class NvmetTcp(uxk.Extension[NvmetTcpParams]):
     )
 
     def setup(self, ctx: uxk.Context) -> None:
-        """Everything else needs to wait: see :meth:`run`."""
+        """Looks at the parameters; everything else needs to wait: see :meth:`run`."""
+        params = self.params
+        if params.nqn == DISCOVERY_NQN:
+            raise uxk.ParamError(f"nqn={params.nqn!r}: this is what every discovery controller is called")
+        config = TargetConfig(
+            params.nqn, hosts_of(params.allow), address_of(params.advertise), params.queues, params.depth,
+            params.in_capsule // 16 * 16, params.per_address or max(params.connections // 2, params.queues + 2),
+        )  # fmt: skip
+        slice_bytes = params.memory // params.connections // UNIT_BYTES * UNIT_BYTES
+        if slice_bytes < SLICE_MIN_BYTES:
+            raise uxk.ParamError(
+                f"memory={params.memory}: {slice_bytes} for each of {params.connections} connections, "
+                f"expected at least {SLICE_MIN_BYTES}"
+            )
+        self._config = config
         self._target: Target | None = None
         self._server: Server | None = None
         self._figures: dict[str, str] = {}
@@ -56,41 +70,36 @@ class NvmetTcp(uxk.Extension[NvmetTcpParams]):
             ctx.log("no device is named, nothing is exported")
             ctx.ready()
             return
-        slice_bytes = params.memory // params.connections // UNIT_BYTES * UNIT_BYTES
-        if slice_bytes < SLICE_MIN_BYTES:
-            raise uxk.ParamError(
-                f"memory={params.memory}: {slice_bytes} for each of {params.connections} connections, "
-                f"expected at least {SLICE_MIN_BYTES}"
-            )
-        config = TargetConfig(
-            params.nqn, hosts_of(params.allow), address_of(params.advertise), params.queues, params.depth,
-            params.in_capsule // 16 * 16,
-        )  # fmt: skip
+        self._crc = load_crc32c() if params.digests else None
+        if params.digests and self._crc is None:
+            ctx.log("no digests for hosts: they need the package crc32c, pip install uxk[serve]", level=4)
         with await listen(params.host, params.port) as listener:
             region = (await ctx.allocate(params.memory)).result
             backend = Passthrough(ctx, params.device, region, self._on_answers)
             pool = Pool(ctx.map(region, writable=True), params.connections)
-            target = Target(config, backend, pool, lambda: ctx.now_ns, ctx.log, self._load_crc)
-            await self._probe(ctx)
+            target = Target(self._config, backend, pool, lambda: ctx.now_ns, ctx.log, lambda: self._crc)
+            await self._probe(ctx, backend)
             self._target, self._server = target, Server(ctx, listener, target, 2 * params.connections)
             host, port = shown(listener.getsockname())
             ctx.set_attribute("address", f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
             ctx.set_attribute("link", "up", writable=True)
+            ctx.set_attribute("digests", "Y" if self._crc is not None else "N")
             ctx.log(f"{params.device} as {params.nqn} on {host} port {port}")
             ctx.ready()
             await self._server.run(self._publish)
 
-    async def _probe(self, ctx: uxk.Context) -> None:
+    async def _probe(self, ctx: uxk.Context, backend: Passthrough) -> None:
         """Whether the device is there, and is an NVMe controller: better said now than to the first host."""
         device = self.params.device
-        cap = (await ctx.open_device(device)).result
+        opened = await ctx.open_device(device)
+        cap = opened.result
         payload = self.params.nqn.encode()[:256].ljust(256, b"\0") + bytes(16)
         try:
             cntlid = (await ctx.submit(cap, NvmeOp.ATTACH, payload)).result
         except uxk.RequestError as exc:
             raise uxk.UsageError(f"device={device!r}: no NVMe controller that takes hosts: {exc}") from exc
         await ctx.submit(cap, NvmeOp.DETACH, offset=cntlid << 16)
-        ctx.revoke(cap)
+        backend.use(cap, opened.payload.decode())
 
     # --- callbacks ---
 
@@ -112,11 +121,11 @@ class NvmetTcp(uxk.Extension[NvmetTcpParams]):
             ctx.set_attribute("link", "up" if self._target.link else "down", writable=True)
         elif event.topic == "param":
             try:
-                advertise = address_of(self.params.advertise)
+                self._target.reconfigure(
+                    allow=hosts_of(self.params.allow), advertise=address_of(self.params.advertise)
+                )  # fmt: skip
             except uxk.ParamError as exc:
-                ctx.log(f"{exc}; the discovery log stays as it is", level=4)
-                advertise = self._target.config.advertise
-            self._target.reconfigure(allow=hosts_of(self.params.allow), advertise=advertise)
+                ctx.log(f"{exc}; everything stays as it was", level=4)
         self._server.flush()
         self._publish()
 
@@ -129,15 +138,6 @@ class NvmetTcp(uxk.Extension[NvmetTcpParams]):
     def _on_answers(self) -> None:
         if self._server is not None:
             self._server.on_answers()
-
-    def _load_crc(self) -> Crc | None:
-        if not self.params.digests:
-            return None
-        if self._crc is None:
-            self._crc = load_crc32c()
-        if self._crc is None:
-            self._ctx.log("a host wants digests: they need the package crc32c, pip install uxk[serve]", level=4)
-        return self._crc
 
     def _publish(self) -> None:
         """Figures as attributes, those that have changed."""
@@ -154,19 +154,3 @@ class NvmetTcp(uxk.Extension[NvmetTcpParams]):
             if self._figures.get(name) != value:
                 self._figures[name] = value
                 self._ctx.set_attribute(name, value)
-
-
-def hosts_of(text: str) -> frozenset[str]:
-    """The host NQNs of a list with commas."""
-    return frozenset(filter(None, (word.strip() for word in text.split(","))))
-
-
-def address_of(text: str) -> tuple[str, int]:
-    """Address and port of ``ADDRESS``, ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; empty and 0 for what is not given.
-
-    Raises ParamError.
-    """
-    found = re.fullmatch(r"(?:\[([^][]*)\]|([^][:]*))(?::([0-9]{1,5}))?|([^][]*:[^][]*:[^][]*)", text)
-    if found is None or int(found[3] or 0) > 65535:
-        raise uxk.ParamError(f"advertise={text!r}: expected ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT")
-    return found[1] or found[2] or found[4] or "", int(found[3] or 0)

@@ -70,6 +70,13 @@ class Passthrough:
             self._held.appendleft(item)
             self._retry_later()
 
+    def use(self, cap: int, instance: str) -> None:
+        """Sends requests to a device that has been opened, of a driver's instance."""
+        self._stale = False
+        self._queue.cap = cap
+        # Registered once, the memory is not lent anew with every request.
+        self._ctx.derive(self._region, instance, uxk.Rights.READ | uxk.Rights.WRITE)
+
     def _reopen(self, item: tuple[Arguments, Done]) -> None:
         ctx = self._ctx
 
@@ -78,10 +85,7 @@ class Passthrough:
                 item[1](completion.status, 0, b"")
                 self._on_answers()
                 return
-            self._stale = False
-            self._queue.cap = completion.result
-            # Registered once, the memory is not lent anew with every request.
-            ctx.derive(self._region, completion.payload.decode(), uxk.Rights.READ | uxk.Rights.WRITE)
+            self.use(completion.result, completion.payload.decode())
             self._submit(item)
 
         try:

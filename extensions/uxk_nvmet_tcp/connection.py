@@ -8,20 +8,13 @@ of the stream and never raises: a host that breaks the protocol gets a terminati
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
+from uxk.uapi.nvme import DNR, Status
 from uxk_nvmet_tcp import pdu
+from uxk_nvmet_tcp.command import Command, Handler
 from uxk_nvmet_tcp.pdu import Buffer, Crc, Digests, Fes, Flag, PduType
-from uxk_nvmet_tcp.spec import (
-    ADMIN_CAPSULE_BYTES,
-    DNR,
-    FABRICS,
-    NO_FLOW_CONTROL,
-    SGL,
-    SGL_IN_CAPSULE,
-    SGL_TRANSPORT,
-    Status,
-)
+from uxk_nvmet_tcp.spec import ADMIN_CAPSULE_BYTES, FABRICS, NO_FLOW_CONTROL, SGL, SGL_IN_CAPSULE, SGL_TRANSPORT
 
 MAX_H2C_BYTES: Final = 1 << 20
 """MAXH2CDATA: the most that one H2CData may carry."""
@@ -29,6 +22,9 @@ PAD_MAX_BYTES: Final = 128
 """Between header and data: the largest alignment that can be agreed on."""
 FIRST_DEPTH: Final = 32
 """Commands under way before Connect has named the size of the queue."""
+OUT_MAX: Final = 1024
+"""Pieces in :attr:`Connection.out` beyond which input waits.  What is answered at once makes small ones, of at most 152
+bytes; data come out of the connection's memory, which bounds theirs."""
 
 _FROM_HOST: Final = frozenset({PduType.IC_REQ, PduType.H2C_TERM_REQ, PduType.CAPSULE_CMD, PduType.H2C_DATA})
 _HLEN: Final = [pdu.HEADER_BYTES[PduType(kind)] if kind in _FROM_HOST else 0 for kind in range(256)]
@@ -36,38 +32,6 @@ _HDGST, _DDGST, _LAST, _SUCCESS = int(Flag.HDGST), int(Flag.DDGST), int(Flag.LAS
 _IC_REQ, _H2C_TERM, _CAPSULE, _H2C_DATA = 0, 2, 4, 6
 _CAPSULE_BYTES: Final = 72
 _DATA_BYTES: Final = 24
-
-
-class Command:
-    """A command of a host, from its capsule to its completion."""
-
-    __slots__ = ("cid", "data", "length", "offset", "opcode", "sqe", "transport")
-
-    def __init__(self, sqe: bytes, data: bytes, length: int, transport: bool) -> None:
-        self.sqe = sqe
-        self.opcode = sqe[0]
-        self.cid = sqe[2] | sqe[3] << 8
-        self.data = data
-        """What its capsule carried."""
-        self.length = length
-        """Of its data, in bytes, whichever way they go."""
-        self.transport = transport
-        """Whether its data go over PDUs of their own."""
-        self.offset = -1
-        """Where its data lie in the connection's memory."""
-
-    def __repr__(self) -> str:
-        return f"<Command {self.opcode:#x} cid {self.cid} {self.length} B>"
-
-
-class Handler(Protocol):
-    """Who hears of commands."""
-
-    def on_command(self, command: Command) -> None:
-        """A capsule has come, sound and with all that it carried."""
-
-    def on_data(self, command: Command, good: bool) -> None:
-        """What :meth:`Connection.request_data` asked for is there; not ``good``: a data digest was wrong."""
 
 
 class Transfer:
@@ -124,12 +88,15 @@ class Connection:
     # --- from the host ---
 
     def receive(self, data: bytes) -> None:
-        """Takes the next piece of the stream; calls the handler for every command that is complete with it."""
+        """Takes the next piece of the stream; calls the handler for every command that is complete with it.
+
+        While there is too much to send it only keeps the piece: see :attr:`held`.
+        """
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        at, end = 0, len(data)
-        while not self.closed:
+        at, end, out = 0, len(data), self.out
+        while not self.closed and len(out) <= OUT_MAX:
             if self._sink is not None:
                 at = self._fill(data, at)
                 if self._sink is not None:
@@ -145,6 +112,11 @@ class Connection:
             at = self._whole(data, at, kind, pdo, plen)
         if not self.closed:
             self._rest = data[at:]
+
+    @property
+    def held(self) -> bool:
+        """Whether input waits for :attr:`out` to be taken: then ``receive(b"")`` goes on, and more must not come."""
+        return len(self.out) > OUT_MAX and not self.closed
 
     def _common(self, data: bytes, at: int, kind: int, flags: int, hlen: int, pdo: int, plen: int) -> bool:
         """Whether a common header is right, in what the connection is in."""
@@ -253,12 +225,12 @@ class Connection:
             command.data = b""
             return 0
         if kind != SGL_IN_CAPSULE:
-            return Status.SGL_TYPE | DNR
+            return Status.SGL_TYPE_INVALID | DNR
         limit = ADMIN_CAPSULE_BYTES if command.opcode == FABRICS else self.capsule_bytes
         if command.length > limit:
-            return Status.SGL_LENGTH | DNR
+            return Status.SGL_LENGTH_INVALID | DNR
         if address + command.length > len(command.data):
-            return Status.SGL_OFFSET | DNR
+            return Status.SGL_OFFSET_INVALID | DNR
         command.data = command.data[address : address + command.length]
         return 0
 

@@ -6,16 +6,14 @@ Source: NVM Express Base Specification 2.0, sections 3.5, 3.6, 5.2 (asynchronous
 from __future__ import annotations
 
 import errno
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from uxk.uapi.blk import NvmeOp
-from uxk_nvmet_tcp import identify, spec
-from uxk_nvmet_tcp.connection import Command
+from uxk.uapi.nvme import DNR, Admin, Feature, Status
+from uxk_nvmet_tcp import spec
+from uxk_nvmet_tcp.command import Command
 from uxk_nvmet_tcp.fabrics import ConnectRequest, Refusal, Registers
-from uxk_nvmet_tcp.identify import DeviceFacts
 from uxk_nvmet_tcp.pdu import Buffer
-from uxk_nvmet_tcp.spec import DNR, Admin, FcType, Feature, Status
+from uxk_nvmet_tcp.spec import FcType
 
 if TYPE_CHECKING:
     from uxk_nvmet_tcp.session import Session
@@ -24,18 +22,10 @@ if TYPE_CHECKING:
 NS_PER_MS: Final = 1_000_000
 TIMEOUT_MS: Final = 15_000
 """CAP.TO: the longest that enabling and reset may take."""
-EVENT_WAIT_MS: Final = 10_000
-"""Of one request for the next event; well below the deadline of requests."""
 SLACK_MIN_MS: Final = 500
 """Beyond KATO: keep-alive commands are late on a busy host."""
 INVALID_QUEUE_TYPE: Final = 0x185
 NOT_SAVEABLE: Final = 0x10D
-
-_NOT_HERE: Final = frozenset({
-    Admin.CREATE_SQ, Admin.DELETE_SQ, Admin.CREATE_CQ, Admin.DELETE_CQ, Admin.VIRTUALIZATION, Admin.DOORBELL_BUFFER,
-})  # fmt: skip
-"""Commands of controllers with queues in memory."""
-_NORMAL_SHUTDOWN: Final = 1
 
 
 class Controller:
@@ -125,7 +115,7 @@ class Controller:
             conn.complete(command)
             session.close("Disconnect")
         elif kind == FcType.CONNECT:
-            conn.complete(command, Status.SEQUENCE | DNR)
+            conn.complete(command, Status.SEQUENCE_ERROR | DNR)
         elif kind == FcType.DISCONNECT or (session.qid and kind in (FcType.PROPERTY_GET, FcType.PROPERTY_SET)):
             conn.complete(command, INVALID_QUEUE_TYPE | DNR)
         else:
@@ -175,7 +165,7 @@ class Controller:
             conn.complete(command)
         elif opcode == Admin.ASYNC_EVENT:
             if len(self.events) >= self.event_limit:
-                conn.complete(command, Status.AER_LIMIT | DNR)
+                conn.complete(command, Status.ASYNC_LIMIT | DNR)
             else:
                 self.events.append(command)
                 self.armed()
@@ -191,7 +181,7 @@ class Controller:
         """An admin command that is nothing to all controllers."""
         session.conn.complete(command, Status.INVALID_OPCODE | DNR)
 
-    features: frozenset[int] = frozenset({Feature.KATO})
+    features: frozenset[int] = frozenset({Feature.KEEP_ALIVE})
     """Features that are answered here."""
 
     def _feature(self, command: Command, feature: int, *, setting: bool) -> tuple[int, int]:
@@ -238,120 +228,10 @@ class Controller:
                 return True
         return False
 
+    def content(self, session: Session, command: Command) -> bytes | None:
+        """Data of an admin command that are answered here; None: the device has them."""
+        return None
+
     def patched(self, command: Command, data: Buffer) -> Buffer:
         """Identify data of the device as they are behind fabrics."""
         return data
-
-
-class IoController(Controller):
-    """A controller of the subsystem: the device's, with its identity behind fabrics."""
-
-    io = True
-    features = frozenset({Feature.KATO, Feature.QUEUES})
-
-    def __init__(self, target: Target, cntlid: int, request: ConnectRequest, facts: DeviceFacts) -> None:
-        super().__init__(target, cntlid, request)
-        self.event_limit = facts.event_limit
-        self.registers.vs = facts.version
-        self._resetting = self._event_asked = False
-        self._event: int | None = None
-        """One that came when nobody waited."""
-
-    def close(self, reason: str) -> None:
-        """Tells the device, too."""
-        if not self.closed:
-            self.target.detach(self.device_cntlid)
-        super().close(reason)
-
-    def enable(self) -> None:
-        """A host that did not wait for the end of a reset waits now."""
-        self.registers.csts = 0 if self._resetting else spec.CSTS_RDY
-
-    def reset(self) -> None:
-        """The device forgets the controller and gets it anew; ready is 0 when that is done."""
-        self._end_queues()
-        self._event = None
-        self._event_asked = False
-        self._resetting = True
-        self.target.detach(self.device_cntlid)
-        self.target.attach(self.host, self.host_id, partial(self._attached, self.life))
-
-    def _attached(self, life: int, error: int, cntlid: int, _: bytes) -> None:
-        if life != self.life:
-            if not error:
-                self.target.detach(cntlid)
-            return
-        if error:
-            self.failed(error)
-            return
-        self.device_cntlid = cntlid
-        self._resetting = False
-        self.registers.csts = spec.CSTS_RDY if self.registers.cc & spec.CC_EN else 0
-
-    def shutdown(self, kind: int) -> None:
-        """A normal shutdown writes the device's cache back first."""
-        if kind != _NORMAL_SHUTDOWN:
-            super().shutdown(kind)
-            return
-        flush = spec.SQE_FLUSH_ALL
-        self.target.backend.request(NvmeOp.IO, self.device_cntlid, 1, flush, partial(self._flushed, self.life))
-
-    def _flushed(self, life: int, *_: object) -> None:
-        if life == self.life:
-            self.registers.csts |= spec.CSTS_SHUTDOWN_DONE
-
-    def other_admin(self, session: Session, command: Command) -> None:
-        """Everything that needs the device."""
-        if command.opcode in _NOT_HERE:
-            session.conn.complete(command, Status.INVALID_OPCODE | DNR)
-        elif command.opcode == Admin.IDENTIFY and command.length != identify.BYTES:
-            session.conn.complete(command, Status.SGL_LENGTH | DNR)
-        else:
-            session.passthrough(command)
-
-    def set_feature(self, feature: int, value: int) -> tuple[int, int]:
-        """Number of Queues, Keep Alive Timer."""
-        if feature != Feature.QUEUES:
-            return super().set_feature(feature, value)
-        submission, completion = value & 0xFFFF, value >> 16
-        if 0xFFFF in (submission, completion):
-            return Status.INVALID_FIELD | DNR, 0
-        most = self.target.config.queues - 1
-        return 0, min(submission, most) | min(completion, most) << 16
-
-    def get_feature(self, feature: int, *, default: bool) -> tuple[int, int]:
-        """Number of Queues, Keep Alive Timer."""
-        if feature != Feature.QUEUES:
-            return super().get_feature(feature, default=default)
-        most = self.target.config.queues - 1
-        return 0, most | most << 16
-
-    def armed(self) -> None:
-        """Asks the device for its next event, one at a time."""
-        if self._event is not None:
-            event, self._event = self._event, None
-            self.post(event)
-        if self.events and not self._event_asked:
-            self._event_asked = True
-            self.target.backend.request(
-                NvmeOp.WAIT_EVENT, self.device_cntlid, 0, b"", partial(self._happened, self.life), length=EVENT_WAIT_MS
-            )
-
-    def _happened(self, life: int, error: int, result: int, _: bytes) -> None:
-        if life != self.life:
-            return
-        self._event_asked = False
-        if error and error != errno.ETIMEDOUT:
-            self.failed(error)
-            return
-        if not error and not self.post(result & 0xFFFFFFFF):
-            self._event = result & 0xFFFFFFFF
-        self.armed()
-
-    def patched(self, command: Command, data: Buffer) -> Buffer:
-        """Identify Controller (CNS 01h) says other things here."""
-        if command.sqe[40] != 1 or len(data) != identify.BYTES:
-            return data
-        view = memoryview(bytearray(data))
-        identify.patch_controller(view, self.target.face(self.cntlid))
-        return view

@@ -8,17 +8,19 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from uxk.uapi.nvme import DNR, Admin, Feature, Log, Status
 from uxk_nvmet_tcp import identify, spec
-from uxk_nvmet_tcp.connection import Command
+from uxk_nvmet_tcp.command import Command
 from uxk_nvmet_tcp.controller import NS_PER_MS, Controller
 from uxk_nvmet_tcp.fabrics import ConnectRequest
-from uxk_nvmet_tcp.spec import DNR, Admin, Feature, Log, Status
 
 if TYPE_CHECKING:
     from uxk_nvmet_tcp.session import Session
     from uxk_nvmet_tcp.target import Target
 
 ENTRY_BYTES: Final = 1024
+TRANSFER_MAX_BYTES: Final = 8192
+"""More than any of its pages has (MDTS)."""
 IDLE_MS: Final = 120_000
 """A discovery controller without keep-alive lives so long without a command (base specification, 3.1.2.3.3)."""
 LOG_CHANGED: Final = 2 | 0xF0 << 8 | Log.DISCOVERY << 16
@@ -52,7 +54,7 @@ def discovery_log(generation: int, entries: list[bytes]) -> bytes:
 class DiscoveryController(Controller):
     """Answers Identify and the discovery log itself; nothing reaches the device."""
 
-    features = frozenset({Feature.KATO, Feature.EVENTS})
+    features = frozenset({Feature.KEEP_ALIVE, Feature.EVENTS})
 
     def __init__(self, target: Target, cntlid: int, request: ConnectRequest) -> None:
         super().__init__(target, cntlid, request)
@@ -74,9 +76,9 @@ class DiscoveryController(Controller):
             if sqe[40] != 1:
                 conn.complete(command, Status.INVALID_FIELD | DNR)
             elif command.length != identify.BYTES or not command.transport:
-                conn.complete(command, Status.SGL_LENGTH | DNR)
+                conn.complete(command, Status.SGL_LENGTH_INVALID | DNR)
             else:
-                conn.complete(command, data=identify.discovery_controller(self.target.discovery_face(self.cntlid)))
+                session.passthrough(command)
         elif command.opcode == Admin.GET_LOG_PAGE:
             self._log_page(session, command)
         else:
@@ -88,16 +90,23 @@ class DiscoveryController(Controller):
         offset = int.from_bytes(sqe[48:56], "little")
         if page is None:
             conn.complete(command, Status.INVALID_LOG_PAGE | DNR)
-        elif offset % 4 or offset > len(page) or command.length > self.target.max_transfer_bytes:
+        elif offset % 4 or offset > len(page) or command.length > TRANSFER_MAX_BYTES:
             conn.complete(command, Status.INVALID_FIELD | DNR)
-        elif command.length and not command.transport:
-            conn.complete(command, Status.SGL_TYPE | DNR)
+        elif not command.length:
+            conn.complete(command)
         else:
-            dwords = 1 + int.from_bytes(sqe[42:46], "little")
-            piece = page[offset : offset + min(4 * dwords, command.length)]
-            conn.complete(command, data=piece.ljust(command.length, b"\0"))
-            if sqe[40] == Log.DISCOVERY and not sqe[41] & 0x80:  # without RAE: the event may come again
-                self._told = self._changed = False
+            session.passthrough(command)
+
+    def content(self, session: Session, command: Command) -> bytes:
+        """Identify data, or the piece of a log page; a page that ends before it is followed by zeros."""
+        sqe = command.sqe
+        if command.opcode == Admin.IDENTIFY:
+            return identify.discovery_controller(self.target.discovery_face(self.cntlid))
+        page, offset = self._page(session, sqe[40]) or b"", int.from_bytes(sqe[48:56], "little")
+        dwords = 1 + int.from_bytes(sqe[42:46], "little")
+        if sqe[40] == Log.DISCOVERY and not sqe[41] & 0x80:  # without RAE: the event may come again
+            self._told = self._changed = False
+        return page[offset : offset + min(4 * dwords, command.length)].ljust(command.length, b"\0")
 
     def _page(self, session: Session, number: int) -> bytes | None:
         if number == Log.DISCOVERY:

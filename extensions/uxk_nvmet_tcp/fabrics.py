@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from uxk.uapi.nvme import DNR, Status
 from uxk_nvmet_tcp import spec
-from uxk_nvmet_tcp.connection import Command
-from uxk_nvmet_tcp.spec import DNR, Prop, Status
+from uxk_nvmet_tcp.command import Command
+from uxk_nvmet_tcp.spec import Connect, Prop
 
 IN_DATA = 1 << 16
 """Of a refusal's result: the offset of the wrong field counts in the data of the Connect."""
@@ -39,17 +40,17 @@ class ConnectRequest(NamedTuple):
 
 def wrong_field(offset: int, *, in_data: bool = False) -> Refusal:
     """Connect Invalid Parameters, with the place of the wrong one."""
-    return Refusal(Status.CONNECT_PARAMETER | DNR, offset | (IN_DATA if in_data else 0))
+    return Refusal(Connect.PARAMETER | DNR, offset | (IN_DATA if in_data else 0))
 
 
 def parse_connect(command: Command, depth: int) -> ConnectRequest | Refusal:
     """Reads a Connect; ``depth`` is the largest number of entries that a queue may have."""
     recfmt, qid, sqsize, cattr, kato_ms = spec.CONNECT.unpack_from(command.sqe)
     if recfmt != 0:
-        return Refusal(Status.CONNECT_FORMAT | DNR)
+        return Refusal(Connect.FORMAT | DNR)
     data = command.data
     if len(data) != spec.CONNECT_BYTES:
-        return Refusal(Status.SGL_LENGTH | DNR)
+        return Refusal(Status.SGL_LENGTH_INVALID | DNR)
     if not 1 <= sqsize < depth:
         return wrong_field(44)
     host = spec.text_of(data[512:768])

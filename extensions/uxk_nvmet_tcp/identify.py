@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from uxk.uapi.nvme import PAGE_BYTES
 from uxk_nvmet_tcp import spec
 
 BYTES = 4096
@@ -52,7 +53,7 @@ def facts_of(data: bytes) -> DeviceFacts:
 
 def mdts_of(max_transfer_bytes: int, device_mdts: int) -> int:
     """MDTS: the smaller of both limits, as a power of two of pages; 0 from the device means that it has none."""
-    ours = (max_transfer_bytes // spec.PAGE_BYTES).bit_length() - 1
+    ours = (max_transfer_bytes // PAGE_BYTES).bit_length() - 1
     return min(ours, device_mdts) if device_mdts else ours
 
 

@@ -5,6 +5,7 @@ A connection that holds on to its memory, a host that never sends what it was as
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -15,7 +16,7 @@ UNIT_BYTES: Final = 4096
 class Slice:
     """The part of the pool that one connection has.  Allocates runs of units from a bit mask of the free ones."""
 
-    __slots__ = ("_all", "_free", "_give_back", "_high", "_view", "busy", "closing", "offset")
+    __slots__ = ("_all", "_free", "_give_back", "_high", "_view", "busy", "closing", "offset", "owner")
 
     def __init__(self, view: memoryview, offset: int, give_back: Callable[[Slice], None]) -> None:
         self._view = view
@@ -25,8 +26,10 @@ class Slice:
         self._give_back = give_back
         self._high = 0
         self.busy = 0
-        """Allocations."""
+        """Allocations and requests under way: until there are none, nobody else gets it."""
         self.closing = False
+        self.owner = ""
+        """Who has it."""
 
     def take(self, length: int) -> int:
         """An offset in the slice of ``length`` bytes (at least 1), or -1 if there is no run of free units so long."""
@@ -47,6 +50,14 @@ class Slice:
     def free(self, offset: int, length: int) -> None:
         """Takes back what :meth:`take` gave for ``length``."""
         self._free |= ((1 << -(-length // UNIT_BYTES)) - 1) << offset // UNIT_BYTES
+        self.release()
+
+    def hold(self) -> None:
+        """A request without data is under way for whom it belongs to."""
+        self.busy += 1
+
+    def release(self) -> None:
+        """One of :meth:`hold` is answered."""
         self.busy -= 1
         if self.closing and not self.busy:
             self._return()
@@ -75,10 +86,17 @@ class Pool:
         size = len(view) // slices // UNIT_BYTES * UNIT_BYTES
         self.slice_bytes = size
         self._free = [Slice(view[at : at + size], at, self._back) for at in range(0, slices * size, size)][::-1]
+        self.taken: Counter[str] = Counter()
+        """How many slices each owner has, counting those whose last requests are still under way."""
 
-    def slice(self) -> Slice | None:
+    def slice(self, owner: str = "") -> Slice | None:
         """A slice that nobody has, or None."""
-        return self._free.pop() if self._free else None
+        if not self._free:
+            return None
+        part = self._free.pop()
+        part.owner = owner
+        self.taken[owner] += 1
+        return part
 
     @property
     def free(self) -> int:
@@ -87,3 +105,6 @@ class Pool:
 
     def _back(self, part: Slice) -> None:
         self._free.append(part)
+        self.taken[part.owner] -= 1
+        if not self.taken[part.owner]:
+            del self.taken[part.owner]

@@ -19,9 +19,6 @@ from uxk_nvmet_tcp.target import Target
 
 CHUNK_BYTES: Final = 256 << 10
 """Read at once, and acted on as one batch."""
-REPLIES_MAX: Final = 4096
-"""Pieces of replies that may wait for a host before it is not listened to any more.  One that keeps to the depth of its
-queue never has so many."""
 STALL_S: Final = 30
 """A host that takes nothing for so long is dropped."""
 LINGER_S: Final = 1
@@ -39,8 +36,9 @@ async def listen(host: str, port: int) -> socket.socket:
         found = await trio.socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )  # fmt: skip
-    except OSError as exc:
-        raise uxk.UsageError(f"host={host!r}: {exc}", errno=errno.EADDRNOTAVAIL) from exc
+    except (OSError, UnicodeError) as exc:  # UnicodeError: of Python's own encoding of names
+        why = exc.strerror if isinstance(exc, OSError) else "no name of a host"
+        raise uxk.UsageError(f"host={host!r}: {why}", errno=errno.EADDRNOTAVAIL) from exc
     family, _, _, _, address = found[0]
     for tries in range(1, ADDRESS_TRIES + 1):
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -97,6 +95,8 @@ class Server:
         self._kick = ctx.kick
         self._peers_max = peers_max
         self._peers: dict[Session, Peer] = {}
+        self._parting: dict[Peer, trio.CancelScope] = {}
+        """Those whose last words are on their way, the oldest first."""
         self._chunk = bytearray(CHUNK_BYTES)
         self._view = memoryview(self._chunk)
         self._holding = False
@@ -132,8 +132,10 @@ class Server:
             self._nursery.start_soon(self._serve, peer)
 
     def _open(self, sock: socket.socket, address: Any) -> Session | None:
-        if len(self._peers) >= self._peers_max:  # counts those, too, whose last words are still on their way
-            return None
+        if len(self._peers) >= self._peers_max:  # more than have a place: some are parting, and can do it faster
+            if not self._parting:
+                return None
+            self._parting.pop(next(iter(self._parting))).cancel()
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -156,6 +158,7 @@ class Server:
             self._ctx.log(f"{peer.session.peer}: {type(exc).__name__}: {exc}", level=3)
         finally:
             del self._peers[peer.session]
+            self._parting.pop(peer, None)
             peer.session.close("the host has left")
             self._target.dirty.pop(peer.session, None)
             trio.lowlevel.notify_closing(peer.sock)
@@ -179,12 +182,13 @@ class Server:
             finally:
                 self._holding = False
             self.flush()
-            if len(session.conn.out) > REPLIES_MAX:
+            while session.conn.held:
                 await peer.sent()
 
     async def _part(self, peer: Peer) -> None:
         """Lets the last words arrive: closing with unread data in the socket would take them back."""
-        with trio.move_on_after(LINGER_S):
+        with trio.move_on_after(LINGER_S) as limit:
+            self._parting[peer] = limit
             await peer.sent()
             peer.sock.shutdown(socket.SHUT_WR)
             while True:

@@ -8,10 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from uxk.uapi.blk import NvmeOp
-from uxk_nvmet_tcp.connection import Command, Connection
+from uxk.uapi.nvme import DNR, Admin, Status
+from uxk_nvmet_tcp.command import Command
+from uxk_nvmet_tcp.connection import Connection
 from uxk_nvmet_tcp.memory import Slice
 from uxk_nvmet_tcp.pdu import Buffer
-from uxk_nvmet_tcp.spec import DNR, FABRICS, Admin, FcType, Status
+from uxk_nvmet_tcp.spec import FABRICS, FcType
 
 if TYPE_CHECKING:
     from uxk_nvmet_tcp.controller import Controller
@@ -58,6 +60,9 @@ class Session:
         self.heard_ns = self.target.now_ns()
         if self.controller is not None:
             self.controller.heard_ns = self.heard_ns
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         conn = self.conn
         conn.receive(data)
         if conn.out:
@@ -67,7 +72,11 @@ class Session:
             self.close(conn.reason)
 
     def take_output(self) -> bytes:
-        """What is to be sent, as one piece; the memory that it lay in is free again, and goes to who waits for it."""
+        """What is to be sent, as one piece; the memory that it lay in is free again, and goes to who waits for it.
+
+        Input that was held back is acted on, so that there may be more to send at once.
+        """
+        held = self.conn.held
         data = b"".join(self.conn.out)
         self.conn.out.clear()
         if self._spent:
@@ -76,6 +85,8 @@ class Session:
                 self.part.free(command.offset, command.length)
             while self._waiting and self._place(self._waiting[0]):
                 self._waiting.popleft()
+        if held:
+            self._receive(b"")
         return data
 
     def close(self, reason: str) -> None:
@@ -95,6 +106,16 @@ class Session:
         self.part.close()
         self.target.lost(self, reason)
 
+    def begin_connect(self) -> None:
+        """The device is asked for a controller: the place stays taken until it has answered."""
+        self.connecting = True
+        self.part.hold()
+
+    def end_connect(self) -> None:
+        """The device has answered."""
+        self.connecting = False
+        self.part.release()
+
     # --- the protocol machine's side ---
 
     def on_command(self, command: Command) -> None:
@@ -106,11 +127,11 @@ class Session:
             if command.opcode == FABRICS and command.sqe[4] == FcType.CONNECT and not self.connecting:
                 self.target.connect(self, command)
             else:
-                self.conn.complete(command, Status.SEQUENCE | DNR)
+                self.conn.complete(command, Status.SEQUENCE_ERROR | DNR)
         elif command.opcode == FABRICS:
             controller.on_fabrics(self, command)
         elif not controller.registers.ready:
-            self.conn.complete(command, Status.SEQUENCE | DNR)
+            self.conn.complete(command, Status.SEQUENCE_ERROR | DNR)
         elif self.qid:
             controller.on_io(self, command)
         else:
@@ -128,7 +149,10 @@ class Session:
     # --- to the device and back ---
 
     def passthrough(self, command: Command) -> None:
-        """Gives a command to the device as it is, with its data in the connection's memory."""
+        """Gives a command to the device as it is, with its data in the connection's memory.
+
+        An admin command that reads is answered out of :meth:`Controller.content` where there is any.
+        """
         way = command.opcode & 3
         if not way:
             command.length = 0
@@ -138,7 +162,7 @@ class Session:
         elif length > self.target.max_transfer_bytes or way == _BOTH:
             self.conn.complete(command, Status.INVALID_FIELD | DNR)
         elif way == _TO_HOST and not command.transport:
-            self.conn.complete(command, Status.SGL_TYPE | DNR)
+            self.conn.complete(command, Status.SGL_TYPE_INVALID | DNR)
         elif self._waiting or not self._place(command):
             self._waiting.append(command)
 
@@ -157,14 +181,24 @@ class Session:
                 return True
             view[:] = command.data
             command.data = b""
-        elif not self.qid:  # the device may write less than it was asked for
-            self.part.view(offset, length)[:] = bytes(length)
+        elif not self.qid:
+            assert self.controller is not None
+            view = self.part.view(offset, length)
+            content = self.controller.content(self, command)
+            view[:] = bytes(length) if content is None else content  # the device may write less than it was asked for
+            if content is not None:
+                self.conn.complete(command, data=view)
+                self._spent.append(command)
+                self.target.dirty[self] = None
+                return True
         self._submit(command)
         return True
 
     def _submit(self, command: Command) -> None:
         controller = self.controller
         assert controller is not None
+        if command.offset < 0:
+            self.part.hold()
         self.target.backend.request(
             NvmeOp.IO if self.qid else NvmeOp.ADMIN, controller.device_cntlid, self.qid, command.sqe,
             partial(self._done, controller, controller.life, command), length=command.length,
@@ -175,6 +209,8 @@ class Session:
         self, controller: Controller, life: int, command: Command, error: int, result: int, payload: bytes
     ) -> None:
         """The device has answered, or the request has failed on its way."""
+        if command.offset < 0:
+            self.part.release()
         if self.closed:
             if command.offset >= 0:
                 self.part.free(command.offset, command.length)

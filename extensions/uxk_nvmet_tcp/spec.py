@@ -1,6 +1,6 @@
-"""Numbers of NVMe that the target itself needs; everything else passes through.
+"""Numbers of NVMe over Fabrics that the target itself needs beside those of :mod:`uxk.uapi.nvme`.
 
-Sources: NVM Express Base Specification 2.0 (opcodes, status codes, properties, fabrics commands).
+Sources: NVM Express Base Specification 2.0 (properties, fabrics commands), TCP Transport Specification 1.0.
 """
 
 from __future__ import annotations
@@ -10,58 +10,19 @@ from enum import IntEnum
 from typing import Final
 
 DISCOVERY_NQN: Final = "nqn.2014-08.org.nvmexpress.discovery"
-PAGE_BYTES: Final = 4096
-SQE_BYTES: Final = 64
 ADMIN_CAPSULE_BYTES: Final = 8192
 """In-capsule data that every admin queue takes, and fabrics commands on any (TCP transport, 3.4)."""
 NO_FLOW_CONTROL: Final = 0xFFFF
 """SQHD where submission queue flow control is off."""
 
-DNR: Final = 1 << 14
-"""Do Not Retry, in a status field without phase."""
-MORE: Final = 1 << 13
 
+class Connect(IntEnum):
+    """Status codes of the Connect command (base, figure 97)."""
 
-class Status(IntEnum):
-    """Status code type << 8 | status code."""
-
-    SUCCESS = 0x00
-    INVALID_OPCODE = 0x01
-    INVALID_FIELD = 0x02
-    CID_CONFLICT = 0x03
-    DATA_TRANSFER = 0x04
-    INTERNAL = 0x06
-    ABORTED = 0x07
-    SEQUENCE = 0x0C
-    SGL_LENGTH = 0x0F
-    SGL_TYPE = 0x11
-    SGL_OFFSET = 0x16
-    TRANSIENT_TRANSPORT = 0x22
-    AER_LIMIT = 0x105
-    INVALID_LOG_PAGE = 0x109
-    NOT_CHANGEABLE = 0x10E
-    CONNECT_FORMAT = 0x180
+    FORMAT = 0x180
     CONTROLLER_BUSY = 0x181
-    CONNECT_PARAMETER = 0x182
-    CONNECT_HOST = 0x184
-
-
-class Admin(IntEnum):
-    """Admin opcodes."""
-
-    DELETE_SQ = 0x00
-    CREATE_SQ = 0x01
-    GET_LOG_PAGE = 0x02
-    DELETE_CQ = 0x04
-    CREATE_CQ = 0x05
-    IDENTIFY = 0x06
-    ABORT = 0x08
-    SET_FEATURES = 0x09
-    GET_FEATURES = 0x0A
-    ASYNC_EVENT = 0x0C
-    KEEP_ALIVE = 0x18
-    VIRTUALIZATION = 0x1C
-    DOORBELL_BUFFER = 0x7C
+    PARAMETER = 0x182
+    HOST = 0x184
 
 
 FABRICS: Final = 0x7F
@@ -85,21 +46,6 @@ class Prop(IntEnum):
     CSTS = 0x1C
     NSSR = 0x20
     CRTO = 0x68
-
-
-class Feature(IntEnum):
-    """Features that the target answers itself."""
-
-    QUEUES = 0x07
-    EVENTS = 0x0B
-    KATO = 0x0F
-
-
-class Log(IntEnum):
-    """Log pages that the discovery controller has."""
-
-    SUPPORTED = 0x00
-    DISCOVERY = 0x70
 
 
 CSTS_RDY: Final = 1

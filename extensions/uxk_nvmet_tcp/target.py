@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple
 
 from uxk.uapi.blk import NvmeOp
+from uxk.uapi.nvme import DNR, Admin, Status
 from uxk_nvmet_tcp import identify, spec
 from uxk_nvmet_tcp.backend import Backend, Done
-from uxk_nvmet_tcp.connection import Command
-from uxk_nvmet_tcp.controller import NS_PER_MS, Controller, IoController
+from uxk_nvmet_tcp.command import Command
+from uxk_nvmet_tcp.controller import NS_PER_MS, Controller
+from uxk_nvmet_tcp.discovery import TRANSFER_MAX_BYTES as DISCOVERY_BYTES
 from uxk_nvmet_tcp.discovery import DiscoveryController
 from uxk_nvmet_tcp.fabrics import ConnectRequest, Refusal, parse_connect, wrong_field
 from uxk_nvmet_tcp.identify import Face
-from uxk_nvmet_tcp.memory import UNIT_BYTES, Pool
+from uxk_nvmet_tcp.iocontroller import IoController
+from uxk_nvmet_tcp.memory import UNIT_BYTES, Pool, Slice
 from uxk_nvmet_tcp.pdu import Crc
+from uxk_nvmet_tcp.places import gives_way, owner_of
 from uxk_nvmet_tcp.session import Session
-from uxk_nvmet_tcp.spec import DISCOVERY_NQN, DNR, Admin, Status
+from uxk_nvmet_tcp.spec import DISCOVERY_NQN, Connect
 
 TRANSFER_MAX_BYTES: Final = 1 << 20
 """No command moves more, however much memory a connection has."""
 CONNECT_MS: Final = 10_000
 """A connection that is no queue by then is closed."""
+TOLD_MS: Final = 5000
+TOLD_MAX: Final = 16
+"""Lines in the log in so many milliseconds about connections that are no queues."""
 COMMANDS_SHOWN: Final = 128
 HOSTS_SHOWN: Final = 16
 """Lines of the attributes ``commands`` and ``hosts``: one page each."""
@@ -47,6 +54,8 @@ class TargetConfig(NamedTuple):
     queues: int = 8
     depth: int = 128
     in_capsule_bytes: int = 4096
+    per_address: int = 1 << 16
+    """Places that one address may have."""
 
 
 class Target:
@@ -72,6 +81,7 @@ class Target:
         self._last_discovery = 0
         self.generation = 1
         """Of the discovery log (GENCTR)."""
+        self._told, self._told_ns = 0, now_ns()
         self.link = True
         self.refused = self.bad_hosts = 0
         self.admin_counts = [0] * 256
@@ -80,19 +90,30 @@ class Target:
     # --- connections ---
 
     def open(self, peer: str, local: tuple[str, int]) -> Session | None:
-        """A new connection; None if it is refused.  The oldest that is no queue yet makes room if need be."""
-        part = self._pool.slice() if self.link else None
-        if part is None and self.link:
-            idle = next((session for session in self.sessions if session.controller is None), None)
-            if idle is not None:
-                idle.close("somebody else needs its place")
-                part = self._pool.slice()
+        """A new connection; None if it is refused.  Where there is no place for it, see :func:`gives_way`."""
+        part = self._place(owner_of(peer)) if self.link else None
         if part is None:
             self.refused += 1
             return None
         session = Session(self, part, peer, local)
         self.sessions[session] = None
         return session
+
+    def _place(self, owner: str) -> Slice | None:
+        pool, limit = self._pool, self.config.per_address
+        if pool.taken[owner] >= limit:
+            self._make_room(session for session in self.sessions if session.part.owner == owner)
+            if pool.taken[owner] >= limit:
+                self._tell(f"{owner}: refused, it has {pool.taken[owner]} connections, per_address={limit}")
+                return None
+        if not pool.free:
+            self._make_room(self.sessions)
+        return pool.slice(owner)
+
+    def _make_room(self, sessions: Iterable[Session]) -> None:
+        session = gives_way(sessions, self.now_ns())
+        if session is not None:
+            (session.controller or session).close("somebody else needs its place")
 
     def lost(self, session: Session, reason: str) -> None:
         """A session has ended."""
@@ -101,11 +122,21 @@ class Target:
         if session.controller is not None:
             session.controller.lost(session, reason)
         elif reason:
-            self._log(f"{session.peer}: {reason}")
+            self._tell(f"{session.peer}: {reason}")
+
+    def _tell(self, text: str) -> None:
+        """Logs what happens to connections that are nothing yet: a flood of them must not hide all other lines."""
+        self._told += 1
+        if self._told <= TOLD_MAX:
+            self._log(text)
 
     def sweep(self) -> None:
         """Ends what has been silent for too long."""
         now_ns = self.now_ns()
+        if now_ns - self._told_ns > TOLD_MS * NS_PER_MS:
+            if self._told > TOLD_MAX:
+                self._log(f"{self._told - TOLD_MAX} more connections ended or were refused")
+            self._told, self._told_ns = 0, now_ns
         for session in list(self.sessions):
             if session.controller is None and now_ns - session.since_ns > CONNECT_MS * NS_PER_MS:
                 session.close(f"no Connect within {CONNECT_MS} ms")
@@ -154,14 +185,14 @@ class Target:
         elif request.subsystem != self.config.nqn:
             refusal = wrong_field(256, in_data=True)
         elif not self.allowed(request.host):
-            refusal = Refusal(Status.CONNECT_HOST | DNR)
+            refusal = Refusal(Connect.HOST | DNR)
         elif request.qid:
             refusal = self._io_queue(session, command, request)
         elif request.cntlid != spec.CNTLID_DYNAMIC:
             refusal = wrong_field(16, in_data=True)
         else:
             refusal = None
-            session.connecting = True
+            session.begin_connect()
             self.attach(request.host, request.host_id, partial(self._attached, session, command, request))
         if refusal is not None:
             self.refused += 1
@@ -194,7 +225,7 @@ class Target:
         if request.qid > self.config.queues:
             return wrong_field(42)
         if request.qid in controller.sessions or not controller.registers.ready:
-            return Refusal(Status.SEQUENCE | DNR)
+            return Refusal(Status.SEQUENCE_ERROR | DNR)
         controller.add(session, request)
         session.conn.complete(command, 0, request.cntlid)
         return None
@@ -216,6 +247,7 @@ class Target:
             self._not_attached(session, command, error)
         elif session.closed:
             self.detach(cntlid)
+            session.end_connect()
         elif cntlid in self.controllers:  # one that was reset still goes by that number: take another
             self.attach(request.host, request.host_id, partial(self._attached, session, command, request))
             self.detach(cntlid)
@@ -224,12 +256,13 @@ class Target:
             self.backend.request(NvmeOp.ADMIN, cntlid, 0, _IDENTIFY, then, length=identify.BYTES)
 
     def _not_attached(self, session: Session, command: Command, error: int) -> None:
-        session.connecting = False
+        session.end_connect()
         if session.closed:
             return
         self.refused += 1
-        if error in _NO_ROOM:
-            session.conn.complete(command, Status.CONTROLLER_BUSY | DNR)
+        if error in _NO_ROOM or error == errno.EINVAL:
+            busy = Refusal(Connect.CONTROLLER_BUSY | DNR)
+            session.conn.complete(command, *(busy if error in _NO_ROOM else wrong_field(512, in_data=True)))
             self.dirty[session] = None
         else:  # the device is not there: a refusal would be final, a lost connection is tried again
             session.close(f"no controller: {errno.errorcode.get(error, error)}")
@@ -244,7 +277,7 @@ class Target:
             self.detach(cntlid)
             self._not_attached(session, command, error)
             return
-        session.connecting = False
+        session.end_connect()
         controller = IoController(self, cntlid, request, identify.facts_of(data))
         self.controllers[cntlid] = controller
         controller.add(session, request)
@@ -283,4 +316,4 @@ class Target:
 
     def discovery_face(self, cntlid: int) -> Face:
         """What a discovery controller says of itself."""
-        return self.face(cntlid)._replace(subsystem=DISCOVERY_NQN)
+        return self.face(cntlid)._replace(subsystem=DISCOVERY_NQN, max_transfer_bytes=DISCOVERY_BYTES)

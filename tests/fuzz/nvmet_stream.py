@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 
 from uxk_nvmet_tcp import pdu
+from uxk_nvmet_tcp.connection import OUT_MAX
 from uxk_nvmet_tcp.session import Session
 from uxk_nvmet_tcp.tests.host import connect_data, connect_entry, entry
 from uxk_nvmet_tcp.tests.lab import MS, NQN, Lab, fabrics
@@ -123,6 +124,7 @@ def play(data: bytes) -> None:
     said = bytearray()
     for at in range(0, len(hostile), cut):
         session.receive(hostile[at : at + cut])
+        assert len(session.conn.out) <= OUT_MAX + 3 * session.conn.depth, "what it has to say is not bounded"
         if tape.number() & 1:
             lab.backend.answer(tape.number() % 8)
         said += session.take_output()

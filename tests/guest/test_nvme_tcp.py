@@ -103,6 +103,23 @@ def test_discovery_leads_to_the_subsystem(guest: Guest, target: Service, connect
     assert NQN in guest.run("nvme list-subsys")
 
 
+def test_only_a_host_on_the_list_is_served(guest: Guest, target: Service, connect: Connect) -> None:
+    friend, stranger = (f"nqn.2026-11.example.uxk:{name}" for name in ("friend", "stranger"))
+    allow, where = f"/sys/module/{EXPORT}/parameters/allow", f"-t tcp -a {HOST} -s {port_of(target)}"
+    target.write(allow, friend)
+    try:
+        guest.fails(f"nvme connect {where} -n {NQN} --hostnqn={stranger}")
+        assert f"Connect for subsystem {NQN} is not allowed, hostnqn: {stranger}" in guest.dmesg()
+        connect(f"--hostnqn={friend}")
+        discover = f"nvme discover {where} --hostnqn="
+        assert NQN in guest.run(discover + friend) and NQN not in guest.run(discover + stranger)
+        assert f"{friend} cntlid=" in target.read(f"/sys/module/{EXPORT}/attributes/hosts")
+    finally:
+        target.write(allow, "")
+    guest.run("nvme disconnect-all")
+    connect(f"--hostnqn={stranger}")
+
+
 def test_nvme_cli_and_the_kernel_read_the_identity(guest: Guest, connect: Connect) -> None:
     connect()
     devices = {each["DevicePath"]: each for each in nvme_json(guest, "list")["Devices"]}

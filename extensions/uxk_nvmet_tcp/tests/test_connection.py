@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uxk_nvmet_tcp import pdu
-from uxk_nvmet_tcp.connection import MAX_H2C_BYTES, Command, Connection
+from uxk_nvmet_tcp.command import Command
+from uxk_nvmet_tcp.connection import MAX_H2C_BYTES, OUT_MAX, Connection
 from uxk_nvmet_tcp.pdu import COMMON, Digests, Fes, PduType
 from uxk_nvmet_tcp.tests.host import DNR, HostProtocol, entry
 
@@ -279,6 +280,21 @@ def test_a_command_id_that_is_in_use() -> None:
     target.conn.receive(WRITE + patched(GOOD_CAPSULE, 10, 9))
     (status,) = [pdu.RESPONSE.unpack(raw)[-1] for raw in target.conn.out if raw[0] == PduType.CAPSULE_RESP]
     assert status >> 1 == 3 | DNR and not target.conn.closed
+
+
+def test_input_waits_for_output_to_be_taken() -> None:
+    host, target = pair()
+    cids = [host.command(entry(0)) for _ in range(3 * OUT_MAX)]
+    target.conn.receive(bytes(host.out[:-10]))
+    for round_ in range(1, 3):
+        assert target.conn.held and len(target.heard) == len(target.conn.open) + round_ * (OUT_MAX + 1)
+        host.receive(target.take())
+        assert not target.conn.held
+        target.conn.receive(b"")
+    target.conn.receive(bytes(host.out[-10:]))
+    assert not target.conn.held
+    host.receive(target.take())
+    assert [*host.replies] == cids
 
 
 def test_the_host_may_end_it() -> None:

@@ -13,7 +13,8 @@ import trio
 
 import uxk
 from uxk.testing import boot, crash, residue, usage
-from uxk_nvmet_tcp import address_of, pdu
+from uxk_nvmet_tcp import pdu
+from uxk_nvmet_tcp.params import address_of
 from uxk_nvmet_tcp.tests import fake as fake_module
 from uxk_nvmet_tcp.tests.host import (
     DISCOVERY,
@@ -102,12 +103,13 @@ async def test_digests_can_be_refused() -> None:
 async def test_digests_need_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "crc32c", None)
     async with serving() as rig, trio.open_nursery() as nursery:
+        lines = [record.text for record in rig.kernel.kmsg.records(source="nvmet_tcp")]
+        assert "no digests for hosts: they need the package crc32c, pip install uxk[serve]" in lines, "at once"
+        assert rig.attribute("digests") == "N"
         queue = Queue(await trio.open_tcp_stream(*rig.address), nursery, data=True)
         await queue.hello()
         term = await queue.gone()
         assert term is not None and term[:2] == (6, 11)
-        lines = [record.text for record in rig.kernel.kmsg.records(source="nvmet_tcp")]
-        assert "a host wants digests: they need the package crc32c, pip install uxk[serve]" in lines
 
 
 async def test_discover_and_connect_where_it_says() -> None:
@@ -201,6 +203,32 @@ async def test_the_host_list_can_be_changed() -> None:
             nursery.cancel_scope.cancel()
 
 
+async def test_two_hosts_of_which_one_may_come() -> None:
+    stranger, friend = "nqn.2026-11.example.uxk:stranger", "nqn.2026-11.example.uxk:friend"
+    async with serving(allow=friend) as rig, trio.open_nursery() as nursery:
+        refused = Controller(rig.address, NQN, nursery, stranger, {})
+        async with controller(rig.address, NQN, host=friend, queues=2) as served:
+            assert (await refused.connect())[:2] == (0x184 | DNR, 0)
+            assert (await served.io(1, 0, 8, b"\1" * 4096, qid=2)).status == 0
+            assert (await refused.connect(1, 127)).status == 0x184 | DNR, "not by way of an I/O queue, either"
+            refused.cntlid = served.cntlid
+            assert (await refused.connect(1, 127)).status == 0x184 | DNR
+            assert (await served.io(2, 0, 8)).data == b"\1" * 4096
+            await rig.until("hosts", f"{friend} cntlid={served.cntlid} queues=2")
+            await rig.until("refused", "3")
+            for host, entries in ((stranger, 0), (friend, 1)):
+                async with controller(rig.address, DISCOVERY, host=host, queues=0) as discovery:
+                    assert (await discovery.log(0x70, 1024)).data[8] == entries
+            rig.kernel.sysfs.write("/sys/module/nvmet_tcp/parameters/allow", f"{friend},{stranger}")
+            async with controller(rig.address, NQN, host=stranger) as other:
+                assert (await other.io(2, 0, 8)).data == b"\1" * 4096
+                assert (await served.io(2, 0, 8)).data == b"\1" * 4096
+            rig.kernel.sysfs.write("/sys/module/nvmet_tcp/parameters/allow", "192.0.2.1")
+            await rig.kernel.sleep_ns(1_000_000)
+            assert (await served.io(2, 0, 8)).status == 0, "a list that is none changes nothing"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_silent_host_is_given_up() -> None:
     async with serving() as rig, controller(rig.address, NQN, kato_ms=100) as ctrl:
         assert await ctrl.queues[1].gone() is None
@@ -260,6 +288,13 @@ async def test_the_export_dies_and_comes_back() -> None:
         ("name.example:65536", None),
         ("name.example:x", None),
         ("[::1", None),
+        ("a:b:c:d:99999", None),
+        ("192.0.2.256", None),
+        ("10.0.2", None),
+        ("-a.example", None),
+        ("a" * 64, None),
+        ("fe80::1%eth0", ("fe80::1%eth0", 0)),
+        ("disk-1.example:1", ("disk-1.example", 1)),
     ],
 )
 def test_addresses(text: str, expected: tuple[str, int] | None) -> None:
@@ -292,6 +327,10 @@ async def test_what_cannot_be_served_is_said_when_it_is_loaded() -> None:
             ({"device": "null0"}, "no NVMe controller"),
             ({"device": "null0", "memory": 1 << 20}, "16384 for each of 64 connections, expected at least 65536"),
             ({"device": "null0", "host": "203.0.113.77"}, "203.0.113.77:4420: cannot listen there"),
+            ({"device": "null0", "host": "a" * 70}, "host='aaaa"),
+            ({"device": "null0", "nqn": DISCOVERY}, "every discovery controller"),
+            ({"device": "null0", "allow": "nqn.a,127.0.0.1"}, "allow='127.0.0.1': expected the NQNs of hosts"),
+            ({"device": "null0", "advertise": "a:b:c:d:99999"}, "advertise='a:b:c:d:99999': expected ADDRESS"),
         ):
             if "null" not in kernel.agents and params["device"] == "null0":
                 await kernel.modprobe("null")

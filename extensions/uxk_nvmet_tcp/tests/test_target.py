@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from uxk_nvmet_tcp.places import owner_of
 from uxk_nvmet_tcp.tests.fake import BLOCKS
 from uxk_nvmet_tcp.tests.host import DISCOVERY, DNR, HOST, Reply, connect_data, connect_entry, entry
 from uxk_nvmet_tcp.tests.lab import MS, NQN, OTHER, Lab, both, fabrics
@@ -80,6 +81,14 @@ def test_too_many_controllers() -> None:
     assert lab.wire().connect().status == 0x181 | DNR
 
 
+def test_a_host_whose_name_the_device_does_not_take() -> None:
+    lab = Lab()
+    lab.device.act = lambda op, offset, length, payload, data, then: then(errno.EINVAL, 0, b"")
+    wire = lab.wire()
+    assert wire.connect(host="a\nforged line")[:2] == (0x182 | DNR, 0x10200)
+    assert not wire.session.closed and lab.pool.taken.total() == 1
+
+
 def test_a_connect_waits_for_the_device() -> None:
     lab = Lab()
     lab.backend.at_once = False
@@ -148,6 +157,55 @@ def test_reset_is_not_done_before_the_device_is() -> None:
     assert admin.get(0x1C) == 1
     lab.backend.at_once = True
     assert admin.run(entry(6, dw10=1), read=4096).status == 0
+
+
+def test_resets_without_end_are_one_to_the_device() -> None:
+    lab = Lab()
+    admin = lab.wire().enable()
+    lab.backend.at_once = False
+    for _ in range(50):
+        admin.set_cc(0x460000)
+        admin.set_cc(0x460001)
+        admin.set_cc(0x464001)
+    assert len(lab.backend.held) == 3, "detach, attach, flush"
+    lab.backend.answer()
+    assert admin.get(0x1C) & 1 and len(lab.device.hosts) == 1
+    assert admin.set_cc(0x464001) == 0
+    lab.backend.answer()
+    assert admin.get(0x1C) & 0xC == 8
+
+
+def test_who_leaves_during_a_reset_takes_nobody_else_along() -> None:
+    lab = Lab()
+    admin = lab.wire().enable()
+    lab.backend.at_once = False
+    admin.set_cc(0x460000)
+    lab.backend.answer(2)  # its controller has a new number now: 1, again
+    admin.set_cc(0x460001)
+    admin.set_cc(0x460000)
+    admin.session.close("gone")
+    lab.backend.answer(1)
+    lab.backend.at_once = True
+    other = lab.wire().enable()
+    cntlid = next(iter(lab.target.controllers.values())).device_cntlid
+    lab.backend.answer()
+    assert list(lab.device.hosts) == [cntlid] and other.run(entry(6, dw10=1), read=4096).status == 0
+
+
+def test_a_place_is_taken_until_the_device_has_answered() -> None:
+    lab = Lab(connections=2)
+    _, io = both(lab)
+    lab.backend.at_once = False
+    for _ in range(20):
+        io.host.command(entry(0, nsid=1))
+    lab.pump()
+    assert len(lab.backend.held) == 20
+    io.session.close("gone")
+    assert lab.pool.free == 0 and lab.target.open("198.51.100.9:1", ("", 1)) is None
+    lab.backend.answer(19)
+    assert lab.pool.free == 0
+    lab.backend.answer(1)
+    assert lab.pool.free == 1 and lab.target.open("198.51.100.9:1", ("", 1)) is not None
 
 
 def test_the_device_may_give_another_cntlid_after_a_reset() -> None:
@@ -220,9 +278,16 @@ def test_silence_before_connect() -> None:
     lab.now_ns += 10_001 * MS
     lab.target.sweep()
     assert third.session.closed and not second.session.closed
+    second.run(entry(0x18))
     third = lab.wire().enable()
-    assert lab.target.open("x", ("192.0.2.1", 1)) is None
+    assert lab.target.open("198.51.100.9:1", ("192.0.2.1", 1)) is None
     assert lab.target.refused == 1
+
+
+def test_whose_connection_it_is() -> None:
+    assert owner_of("198.51.100.7:1000") == "198.51.100.7"
+    assert owner_of("2001:db8::1:2:3:1000") == owner_of("2001:db8::ffff:0:0:1:9") == "2001:db8::/64"
+    assert owner_of("2001:db8:0:1::1:1000") == "2001:db8:0:1::/64"
 
 
 def test_the_link() -> None:
@@ -300,6 +365,10 @@ def test_discovery() -> None:
     assert log[1024:1028] == bytes([3, 1, 2, 4]) and log[1024 + 256 :].startswith(NQN.encode() + b"\0")
     assert log[1056:1088].rstrip() == b"9999" and log[1536:1792].rstrip() == b"192.0.2.1"
     assert wire.run(entry(2, dw10=0x70 | 7 << 16, dw12=1024), read=32).data == log[1024:1056]
+    assert (page[77], page[261]) == (1, 1 << 2), "MDTS 8 KiB"
+    assert wire.run(entry(2, dw10=0x70 | 2047 << 16), read=8192).data == log.ljust(8192, b"\0")
+    assert wire.run(entry(2, dw10=0x70 | 2048 << 16), read=8196).status == 0x02 | DNR
+    assert wire.run(entry(2, dw10=0x70)).status == 0
     for dw12 in (2, 4096):
         assert wire.run(entry(2, dw10=0x70 | 7 << 16, dw12=dw12), read=32).status == 0x02 | DNR
     assert wire.run(entry(2, dw10=2 | 7 << 16), read=32).status == 0x109 | DNR
