@@ -17,6 +17,7 @@ from uxk_nbd_server.memory import SLOT_BYTES, Pool, Slot
 
 if TYPE_CHECKING:
     from uxk_nbd_server.jobs import Job
+    from uxk_nbd_server.starting import Starting
 
 _RETRY_NS: Final = 1_000_000
 """When a device that had no room, and answers nothing, is asked again."""
@@ -71,7 +72,8 @@ class Disk:
         self._again: deque[Entry] = deque()
         """Entries that the device had no room for."""
         self._retrying = False
-        self._jobs: deque[Job] = deque()
+        self._jobs: dict[Starting, deque[Job]] = {}
+        """Of each connection, which take turns."""
         self._waiting: list[Callable[[], object]] = []
 
     async def open(self) -> None:
@@ -137,8 +139,13 @@ class Disk:
 
     def start(self, job: Job) -> None:
         """Begins a job; its pieces go out as there is room."""
-        self._jobs.append(job)
+        self._add(job)
         self._feed()
+
+    def drop(self, connection: Starting) -> None:
+        """Whoever asked is gone: what has not begun yet never does."""
+        for job in self._jobs.pop(connection, ()):
+            job.next_entry()
 
     def kick(self) -> None:
         """Lets the kernel act on what is staged, now."""
@@ -168,13 +175,20 @@ class Disk:
                 return
         jobs = self._jobs
         while jobs and self.inflight < self.depth and self.job_inflight <= self.depth >> 1 and not self._again:
-            job = jobs.popleft()
+            connection = next(iter(jobs))
+            queue = jobs.pop(connection)
+            job = queue.popleft()
+            if queue:
+                jobs[connection] = queue
             entry = job.next_entry()
             if entry is not None:
                 self.job_inflight += 1
-                jobs.append(job)
+                self._add(job)
                 if not self.put(entry):
                     return
+
+    def _add(self, job: Job) -> None:
+        self._jobs.setdefault(job.connection, deque()).append(job)
 
     # --- answers ---
 

@@ -35,8 +35,12 @@ class NbdServer(uxk.Extension[NbdParams]):
         params = self.params
         if params.device and bool(params.unix) == bool(params.tcp):
             raise uxk.UsageError(f"unix={params.unix!r} tcp={params.tcp!r}: expected one of them")
-        if params.tls != "off" and not params.tls_cert:
-            raise uxk.UsageError(f"tls={params.tls}: needs tls_cert")
+        if not params.tls_cert and (params.tls != "off" or params.tls_key or params.tls_ca):
+            given = {"tls": params.tls, "tls_key": params.tls_key, "tls_ca": params.tls_ca}
+            named = " ".join(f"{name}={value}" for name, value in given.items() if value not in ("", "off"))
+            raise uxk.UsageError(f"{named}: needs tls_cert")
+        if params.tls_cert and params.tls == "off":
+            raise uxk.UsageError(f"tls_cert={params.tls_cert} tls=off: expected tls=require, or tls=allow")
 
     async def run(self, ctx: uxk.Context) -> None:
         """Listens until the end."""
@@ -47,14 +51,15 @@ class NbdServer(uxk.Extension[NbdParams]):
             return
         region = (await ctx.allocate(params.pool)).result
         server = Server(ctx, params, region, ctx.map(region, writable=True))
-        await server.open()
+        await server.exports.open()
         self._server = server
         path = _path(params.unix)
         listener = listen_tcp(params.tcp) if path is None else listen_unix(path)
         identity = None if path is None else identity_of(path)
         try:
-            uri = uri_of(listener, "" if path is None else str(path), server.first_export, tls=params.tls != "off")
+            uri = uri_of(listener, "" if path is None else str(path), server.exports.first, tls=params.tls != "off")
             ctx.set_attribute("uri", uri)
+            ctx.set_attribute("link", "up", writable=True)
             server.show()
             ctx.log(f"listening on {uri}")
             ctx.ready()
@@ -70,12 +75,22 @@ class NbdServer(uxk.Extension[NbdParams]):
             ctx.fail(request, errno.EOPNOTSUPP)
 
     def on_event(self, ctx: uxk.Context, event: uxk.Event) -> None:
-        """News of disks."""
+        """News of disks; or ``link`` was written."""
         if self._server is not None:
             if event.topic == "device_change":
-                self._server.device_changed(event.name, event.value)
+                self._server.exports.changed(event.name, event.value)
             elif event.topic == "device_remove":
-                self._server.device_removed(event.name)
+                self._server.exports.removed(event.name)
+            elif event.topic == "store" and event.name == "link":
+                self._set_link(ctx, self._server, event.value.decode(errors="replace").strip())
+
+    def _set_link(self, ctx: uxk.Context, server: Server, word: str) -> None:
+        if word not in ("up", "down"):
+            ctx.log(f"link: {word[:80]!r}, expected up or down", level=4)
+        elif server.link != (word == "up"):
+            server.set_link(word == "up")
+            ctx.log(f"link {word}")
+        ctx.set_attribute("link", "up" if server.link else "down", writable=True)
 
 
 def _path(text: str) -> Path | None:

@@ -36,6 +36,8 @@ State: TypeAlias = Literal["flags", "options", "tls", "transmission", "closed"]
 
 OPTIONS_MAX: Final = 1000
 """Options of one client; who asks more often wants no export."""
+UNSENT_MAX_BYTES: Final = 256 << 10
+"""With more to send, nothing more is done until it is sent: some options have long answers."""
 OPTION_MAX_BYTES: Final = 64 << 10
 """Longest data of an option that is read: a name and fifteen queries of full length."""
 SKIP_MAX_BYTES: Final = 1 << 20
@@ -62,7 +64,7 @@ class Malformed(Exception):
 
 
 class Handshake:
-    """One client's handshake.  Feed it with :meth:`receive` and send what it returns, until :attr:`state` changes.
+    """One client's handshake.  Feed it with :meth:`receive` and send what it returns until :attr:`state` changes.
 
     ``tls``: begin TLS, then call :meth:`secured`.  ``transmission``: :attr:`export`, :attr:`structured` and
     :attr:`allocation` are what was agreed on, :attr:`rest` the bytes that came after it.  ``closed``: hang up,
@@ -82,6 +84,7 @@ class Handshake:
         self._no_zeroes = False
         self._options = 0
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._context_of = _NEVER_NAMED
         self.state: State = "flags"
         self.reason = ""
@@ -101,11 +104,14 @@ class Handshake:
         return bytes(self._buffer)
 
     def receive(self, data: bytes | memoryview) -> bytes:
-        """Takes bytes of the client's and returns those for it.  Never raises for anything a client may send."""
+        """Takes bytes of the client's and returns those for it.  Never raises for anything a client may send.
+
+        It may stop before all is done: call it again, with nothing new, until it returns nothing.
+        """
         self._buffer += data
-        while self._step():
+        while self._out_bytes < UNSENT_MAX_BYTES and self._step():
             pass
-        out, self._out = self._out, []
+        out, self._out, self._out_bytes = self._out, [], 0
         return b"".join(out)
 
     def secured(self) -> None:
@@ -286,6 +292,7 @@ class Handshake:
 
     def _reply(self, option: int, kind: Rep, data: bytes = b"") -> None:
         self._out.append(OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data)
+        self._out_bytes += OPTION_REPLY.size + len(data)
 
     def _error(self, option: int, kind: Rep, text: str) -> None:
         self._reply(option, kind, text.encode())

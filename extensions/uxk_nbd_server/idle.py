@@ -32,13 +32,15 @@ class Spinner:
 
     def add(self, fd: int) -> None:
         """A connection to look at."""
-        self._poll.register(fd, select.POLLIN)
-        self._clients += 1
+        if self._limit_ns:
+            self._poll.register(fd, select.POLLIN)
+            self._clients += 1
 
     def remove(self, fd: int) -> None:
         """It is gone."""
-        self._poll.unregister(fd)
-        self._clients -= 1
+        if self._limit_ns:
+            self._poll.unregister(fd)
+            self._clients -= 1
 
     def look(self, fd: int) -> bool:
         """Whether there is something to read from ``fd`` before long."""

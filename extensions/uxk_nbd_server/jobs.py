@@ -14,7 +14,7 @@ from uxk_nbd_server.receiver import Piece
 from uxk_nbd_server.replies import extents_for
 
 if TYPE_CHECKING:
-    from uxk_nbd_server.connection import Connection
+    from uxk_nbd_server.starting import Starting
 
 _DISCARD: Final = int(uxk.Op.DISCARD)
 _FLUSH: Final = int(uxk.Op.FLUSH)
@@ -36,10 +36,10 @@ class Job:
     """
 
     def __init__(
-        self, connection: Connection, cookie: int, steps: Iterable[Step], *, slots: Sequence[Slot] = (),
+        self, connection: Starting, cookie: int, steps: Iterable[Step], *, slots: Sequence[Slot] = (),
         flush: bool = False,
     ) -> None:  # fmt: skip
-        self._connection = connection
+        self.connection = connection
         self._disk: Disk = connection.disk
         self.cookie = cookie
         self._steps: Iterator[Step] = iter(steps)
@@ -53,6 +53,8 @@ class Job:
     def next_entry(self) -> Entry | None:
         """The next step as an entry, or None if there is none now."""
         if not self._exhausted:
+            if self.connection.lost:  # whoever asked is gone
+                self.status = self.status or errno.ESHUTDOWN
             step = None if self.status else next(self._steps, None)
             if step is not None:
                 self._left += 1
@@ -75,7 +77,7 @@ class Job:
             self._end()
 
     def _end(self) -> None:
-        if self._flush and not self.status:
+        if self._flush and not self.status and not self.connection.lost:
             self._flush = False
             self._exhausted = False
             self._steps = iter([(_FLUSH, None, 0, 0, 0, 0)])
@@ -89,7 +91,7 @@ class Job:
 
     def answer(self) -> None:
         """Tells the client."""
-        self._connection.answer(self.cookie, self.status)
+        self.connection.answer(self.cookie, self.status)
         for slot in self._slots:
             slot.release()
 
@@ -97,7 +99,7 @@ class Job:
 class ReadJob(Job):
     """A READ longer than the device's requests, or than a slot."""
 
-    def __init__(self, connection: Connection, cookie: int, offset: int, length: int, slots: list[Slot]) -> None:
+    def __init__(self, connection: Starting, cookie: int, offset: int, length: int, slots: list[Slot]) -> None:
         self._offset = offset
         self._length = length
         self._read_slots = slots
@@ -111,13 +113,13 @@ class ReadJob(Job):
     def answer(self) -> None:
         """The data, or an error in their place."""
         pieces = whole_slots(self._read_slots, self._length)
-        self._connection.answer_read(self.cookie, self.status, self._offset, self._length, pieces)
+        self.connection.answer_read(self.cookie, self.status, self._offset, self._length, pieces)
 
 
 class StatusJob(Job):
     """A BLOCK_STATUS."""
 
-    def __init__(self, connection: Connection, cookie: int, offset: int, length: int, *, one: bool) -> None:
+    def __init__(self, connection: Starting, cookie: int, offset: int, length: int, *, one: bool) -> None:
         self._length = length
         self._one = one
         self._payload = b""
@@ -137,23 +139,23 @@ class StatusJob(Job):
             whole = len(self._payload) - len(self._payload) % 12
             found = unpack_extents(self._payload[:whole])
             extents = extents_for(found, self._length, one=self._one)
-        self._connection.answer_status(self.cookie, self.status, extents)
+        self.connection.answer_status(self.cookie, self.status, extents)
 
 
 def write_job(
-    connection: Connection, cookie: int, offset: int, pieces: Sequence[Piece], flags: int, *, flush: bool
+    connection: Starting, cookie: int, offset: int, pieces: Sequence[Piece], flags: int, *, flush: bool
 ) -> Job:  # fmt: skip
     """A WRITE longer than the device's requests, or with a FLUSH behind it."""
     steps = _steps(_WRITE, pieces, offset, connection.disk.piece_max_bytes, flags)
     return Job(connection, cookie, steps, slots=[piece.slot for piece in pieces], flush=flush)
 
 
-def flush_job(connection: Connection, cookie: int) -> Job:
+def flush_job(connection: Starting, cookie: int) -> Job:
     """A FLUSH."""
     return Job(connection, cookie, [(_FLUSH, None, 0, 0, 0, 0)])
 
 
-def trim_job(connection: Connection, cookie: int, offset: int, length: int, *, flush: bool) -> Job:
+def trim_job(connection: Starting, cookie: int, offset: int, length: int, *, flush: bool) -> Job:
     """A TRIM, in the device's portions."""
     limits = connection.disk.limits
     most = _portion(limits.max_discard_bytes, limits.logical_block_bytes)
@@ -162,7 +164,7 @@ def trim_job(connection: Connection, cookie: int, offset: int, length: int, *, f
 
 
 def zero_job(
-    connection: Connection, cookie: int, offset: int, length: int, zeros: Slot | None, *, keep: bool, flags: int,
+    connection: Starting, cookie: int, offset: int, length: int, zeros: Slot | None, *, keep: bool, flags: int,
     flush: bool,
 ) -> Job:  # fmt: skip
     """A WRITE_ZEROES: the device's own, or writes of ``zeros``, a slot full of them."""

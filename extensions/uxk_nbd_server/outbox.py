@@ -17,6 +17,8 @@ from uxk_nbd_server.sockets import Wire
 
 BACKLOG_MAX: Final = 256
 """Buffers that wait for the socket before nothing more is to be said."""
+BACKLOG_MAX_BYTES: Final = 64 << 10
+"""The same for bytes of replies, which are in no pool; the data of READs do not count."""
 _SEND_BUFFERS: Final = 64
 
 
@@ -24,8 +26,8 @@ class Outbox:
     """Replies of one connection.  ``on_loss`` is called once, when nothing can be sent any more."""
 
     __slots__ = (
-        "_backlog", "_on_change", "_on_loss", "_wire", "_writable", "buffers", "lost", "owners", "sent_bytes",
-        "size_bytes",
+        "_backlog", "_on_change", "_on_loss", "_wire", "_writable", "buffers", "lost", "owners", "reply_bytes",
+        "sent_bytes", "size_bytes",
     )  # fmt: skip
 
     def __init__(self, wire: Wire, on_change: Callable[[], None], on_loss: Callable[[], None]) -> None:
@@ -41,6 +43,8 @@ class Outbox:
         self.sent_bytes = 0
         self.lost = ""
         """Why nothing can be sent any more."""
+        self.reply_bytes = 0
+        """Of replies that the socket did not take yet, without data of READs."""
         self._backlog: deque[tuple[bytes | memoryview, Slot | None]] = deque()
         self._writable = trio.Event()
 
@@ -82,6 +86,7 @@ class Outbox:
         else:
             slots = iter(owners)
             self._backlog.extend((each, next(slots) if type(each) is memoryview else None) for each in buffers)
+            self.reply_bytes += sum(len(each) for each in buffers if type(each) is bytes)
             self._gone(sent)
             self._writable.set()
 
@@ -108,6 +113,7 @@ class Outbox:
             slot = backlog.popleft()[1]
             if slot is not None:
                 slot.release()
+        self.reply_bytes = 0
         if first:
             self._on_loss()
 
@@ -117,9 +123,11 @@ class Outbox:
         self.sent_bytes += sent
         while sent:
             buffer, slot = backlog.popleft()
-            if sent < len(buffer):
-                backlog.appendleft((buffer[sent:], slot))
-                return
-            sent -= len(buffer)
-            if slot is not None:
+            part = min(sent, len(buffer))
+            sent -= part
+            if slot is None:
+                self.reply_bytes -= part
+            if part < len(buffer):
+                backlog.appendleft((memoryview(buffer)[part:], slot))
+            elif slot is not None:
                 slot.release()

@@ -21,7 +21,7 @@ from uxk_nbd_server.wire import (
     Chunk,
 )
 
-EXTENTS_MAX: Final = 4096
+EXTENTS_MAX: Final = 1024
 """Extents in one answer; the client asks again from where it ends."""
 _EXTENT_MAX_BYTES: Final = (1 << 32) - (64 << 10)
 """Longest extent: 32 bits, and a multiple of every block size."""

@@ -4,152 +4,77 @@ from __future__ import annotations
 
 import errno
 import socket
-from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
 import trio
 
 import uxk
-from uxk.uapi.blk import BlockLimits
 from uxk_nbd_server.checks import Terms
 from uxk_nbd_server.connection import Connection
-from uxk_nbd_server.disk import Disk, limits_in
-from uxk_nbd_server.handshake import ExportInfo, Handshake
+from uxk_nbd_server.disk import Disk
+from uxk_nbd_server.exports import Exports
+from uxk_nbd_server.handshake import Handshake
 from uxk_nbd_server.idle import Spinner
 from uxk_nbd_server.memory import COMMON_SLOTS_MIN, OWN_SLOTS, SLOT_BYTES, Pool
 from uxk_nbd_server.params import NbdParams
+from uxk_nbd_server.places import Guest, Places, Refused, peer_of
 from uxk_nbd_server.sockets import PlainWire, TlsWire, Wire, tls_context
-from uxk_nbd_server.wire import REQUEST_MAX_BYTES, Tx
+from uxk_nbd_server.telling import Teller
+from uxk_nbd_server.wire import Tx
 
-EXPORTS_MAX: Final = 64
 _READ_BYTES: Final = 16 << 10
-_PREFERRED_BYTES: Final = 4096
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _SCARCE_PAUSE_S: Final = 0.1
-_CHECK_PAUSE_S: Final = 0.05
 _PURSE_SLOTS: Final = OWN_SLOTS + COMMON_SLOTS_MIN + (16 << 20) // SLOT_BYTES
 """Most of one connection: the longest request, and some shorter ones."""
+_HOLD_PERIODS: Final = 6
+"""Whoever holds memory that others wait for must get on fast enough to be done after so many times ``stall_ns``."""
+_HURRY_MAX: Final = 4
+"""With more who wait, ``stall_ns`` is shorter, down to this part of it: they stand in one line."""
 
 
 class Server:
     """All clients of one instance."""
 
     def __init__(self, ctx: uxk.Context, params: NbdParams, region: int, view: memoryview) -> None:
-        self._ctx = ctx
         self._params = params
-        self._pool = Pool(view)
-        self._disks: dict[str, Disk] = {}
-        """By the export's name."""
+        self._teller = Teller(ctx)
+        self._pool = Pool(view, params.connections)
+        if self._pool.places < params.connections:
+            ctx.log(f"connections={params.connections}: the pool has memory for {self._pool.places}", level=4)
+        self._places = Places(self._pool.places, params.per_address or max(1, self._pool.places * 3 // 4))
+        self._exports = Exports(ctx, params, region, self._pool, self._retire, self._complain)
         self._connections: dict[Connection, Disk] = {}
         self._spinner = Spinner(params.spin_ns)
-        self._trouble = trio.Event()
-        self._opening = trio.Lock()
-        self._clients = self._accepted = self._refused = self._requests = 0
+        self._accepted = self._refused = self._requests = 0
         self._tls = tls_context(params.tls_cert, params.tls_key, params.tls_ca) if params.tls != "off" else None
-        devices = [name.strip() for name in params.device.split(",") if name.strip()]
-        names = [name.strip() for name in params.export.split(",")] if params.export else devices
-        if not devices or len(names) != len(devices) or len(set(names)) != len(names) or len(names) > EXPORTS_MAX:
-            raise uxk.UsageError(
-                f"device={params.device!r} export={params.export!r}: expected 1 to {EXPORTS_MAX} disks, "
-                "and a different name for each"
-            )
-        for name, device in zip(names, devices, strict=True):
-            disk = self._disks[name] = Disk(ctx, device, region, self._pool, params.depth)
-            disk.on_trouble = self._suspect
+        self.link = True
 
     @property
-    def first_export(self) -> str:
-        """The one that clients get who ask for none in particular."""
-        return next(iter(self._disks))
-
-    async def open(self) -> None:
-        """Opens all disks.  Raises what they raise."""
-        for disk in self._disks.values():
-            await disk.open()
-
-    # --- exports ---
-
-    def _info(self, name: str, disk: Disk) -> ExportInfo:
-        limits, params = disk.limits, self._params
-        flags = Tx.HAS_FLAGS | Tx.SEND_FLUSH | Tx.SEND_FUA | Tx.SEND_CACHE
-        if params.read_only or limits.read_only:
-            flags |= Tx.READ_ONLY
-        else:
-            flags |= Tx.SEND_WRITE_ZEROES
-            if limits.max_discard_bytes:
-                flags |= Tx.SEND_TRIM
-            if limits.max_write_zeroes_bytes:
-                flags |= Tx.SEND_FAST_ZERO
-        if params.multi_conn:  # the device's cache is one for all, and so is a FLUSH of it
-            flags |= Tx.CAN_MULTI_CONN
-        block = limits.logical_block_bytes
-        sizes = (block, max(block, _PREFERRED_BYTES), REQUEST_MAX_BYTES)
-        return ExportInfo(name, params.description, limits.capacity_bytes, flags, *sizes)
-
-    def _find(self, name: str) -> ExportInfo | None:
-        name = name or self.first_export
-        disk = self._disks.get(name)
-        return self._info(name, disk) if disk is not None and disk.alive else None
-
-    def _listed(self) -> list[ExportInfo]:
-        return [self._info(name, disk) for name, disk in self._disks.items() if disk.alive]
-
-    def device_changed(self, device: str, uevent: bytes) -> None:
-        """A disk has other properties now: its clients, who cannot be told, have to come again."""
-        try:
-            limits = limits_in(uevent)
-        except uxk.UxkError:
-            limits = None
-        for disk in self._disks.values():
-            if disk.name == device and disk.alive and limits != disk.limits:
-                self._retire(disk, "the disk has changed")
-
-    def device_removed(self, device: str) -> None:
-        """A disk is gone."""
-        for disk in self._disks.values():
-            if disk.name == device and disk.alive:
-                self._retire(disk, "the disk is gone")
+    def exports(self) -> Exports:
+        """What is served."""
+        return self._exports
 
     def _retire(self, disk: Disk, reason: str) -> None:
-        disk.alive = False
         for connection in [each for each, its in self._connections.items() if its is disk]:
             connection.stop(reason)
 
-    def _suspect(self, disk: Disk) -> None:
-        self._trouble.set()
-
-    async def _check(self) -> None:
-        """Finds out whether disks that refuse requests are still there."""
-        while True:
-            await self._trouble.wait()
-            await trio.sleep(_CHECK_PAUSE_S)
-            self._trouble = trio.Event()
-            for disk in self._disks.values():
-                if disk.alive:
-                    limits: BlockLimits | None = None
-                    with suppress(uxk.UxkError):
-                        limits = await disk.look()
-                    if limits != disk.limits:
-                        self._retire(disk, "the disk is gone")
-
-    async def _reopen(self) -> None:
-        """A disk that was away may have come back."""
-        async with self._opening:
-            for disk in self._disks.values():
-                if not disk.alive:
-                    try:
-                        await disk.open()
-                    except uxk.UxkError as exc:
-                        self._warn(f"{disk.name}: {exc}")
+    def set_link(self, up: bool) -> None:
+        """Down: every connection is dropped, and none taken, until it is up again."""
+        self.link = up
+        for guest in self._places.all() if not up else ():
+            guest.leave("link down")
 
     # --- clients ---
 
     async def serve(self, listener: socket.socket) -> None:
         """Accepts clients until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._check)
+            nursery.start_soon(self._exports.watch)
+            nursery.start_soon(self._teller.run, self.figures)
             while True:
+                await trio.lowlevel.checkpoint()  # those who are there come first
                 try:
                     sock, _ = listener.accept()
                 except BlockingIOError:
@@ -157,140 +82,159 @@ class Server:
                     continue
                 except OSError as exc:
                     if exc.errno in _SCARCE:
-                        self._warn(f"cannot accept: {exc.strerror}")
+                        self._teller.say("cannot accept", f"cannot accept: {exc.strerror}")
                         await trio.sleep(_SCARCE_PAUSE_S)
                     continue
-                if self._clients >= self._params.connections:
-                    self._refuse(sock, f"{self._clients} clients are connected already")
-                else:
-                    self._clients += 1
-                    self._accepted += 1
-                    self.show()
-                    nursery.start_soon(self._client, sock)
+                self._admit(sock, nursery)
+                self._teller.changed()
 
-    def _refuse(self, sock: socket.socket, reason: str) -> None:
-        self._refused += 1
-        sock.close()
-        self._warn(f"connection refused: {reason}")
-        self.show()
+    def _admit(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        """A place for a client, or none."""
+        client = _Client()
+        guest = self._places.admit(peer_of(sock), client.leave) if self.link else Refused("link down")
+        if isinstance(guest, Refused):
+            self._refused += 1
+            sock.close()
+            self._teller.say("connections refused", f"connection refused: {guest.reason}")
+            return
+        self._accepted += 1
+        nursery.start_soon(self._client, sock, guest, client)
 
-    async def _client(self, sock: socket.socket) -> None:
+    async def _client(self, sock: socket.socket, guest: Guest, client: _Client) -> None:
         """One client from greeting to end."""
         reason = ""
         try:
-            reason = await self._converse(sock)
+            with client.shaking:
+                reason = await self._converse(sock, guest, client)
         except* OSError as group:
             reason = str(group.exceptions[0])
         except* Exception as group:  # a defect of this file must not end the others
-            reason = f"{group.exceptions[0]!r}"
-            self._warn(f"connection failed: {reason}")
+            self._teller.say("connections failed", f"connection failed: {group.exceptions[0]!r}")
         finally:
             sock.close()
-            self._clients -= 1
-            self.show()
+            self._places.leave(guest)
+            self._teller.changed()
+        reason = client.reason or reason
         if reason:
-            self._ctx.log(f"connection closed: {reason}", level=7)
+            who = f" ({guest.peer})" if guest.peer else ""
+            self._teller.say("connections closed", f"connection closed{who}: {reason}", 7)
 
-    async def _converse(self, sock: socket.socket) -> str:
+    async def _converse(self, sock: socket.socket, guest: Guest, client: _Client) -> str:
         """Handshake and transmission; why it has ended."""
-        if not all(disk.alive for disk in self._disks.values()):
-            await self._reopen()
-        link = _Link(PlainWire(sock))
-        handshake = Handshake(self._find, self._listed, self._params.tls)
+        client.wire = PlainWire(sock)
+        handshake = Handshake(self._exports.find, self._exports.listed, self._params.tls)
         try:
             with trio.move_on_after(self._params.handshake_ns / 1e9) as limit:
-                await self._shake(link, handshake)
+                await self._exports.reopen()
+                await self._shake(client, handshake)
             if limit.cancelled_caught:
                 return "handshake took too long"
-            if handshake.state != "transmission":
+            if handshake.state != "transmission" or client.reason:  # it has lost its place just now
                 return handshake.reason
-            return await self._transmit(link.wire, handshake)
+            self._places.settle(guest)
+            return await self._transmit(client, handshake)
         finally:
-            link.wire.close()
+            client.wire.close()
 
-    async def _shake(self, link: _Link, handshake: Handshake) -> None:
+    async def _shake(self, client: _Client, handshake: Handshake) -> None:
         """Until an export is chosen, or the client is given up."""
         buffer = memoryview(bytearray(_READ_BYTES))
-        await _send(link.wire, handshake.greeting())
+        assert client.wire is not None
+        await _send(client.wire, handshake.greeting())
         while handshake.state not in ("transmission", "closed"):
-            count = await _receive(link.wire, buffer)
+            count = await _receive(client.wire, buffer)
             if not count:
                 handshake.state, handshake.reason = "closed", "the client left during the handshake"
                 break
-            await _send(link.wire, handshake.receive(buffer[:count]))
+            answer = handshake.receive(buffer[:count])
+            while answer:
+                await _send(client.wire, answer)
+                answer = handshake.receive(b"")
             if handshake.state == "tls":
-                assert self._tls is not None and isinstance(link.wire, PlainWire)
-                link.wire = secured = TlsWire(link.wire, self._tls)
+                assert self._tls is not None and isinstance(client.wire, PlainWire)
+                client.wire = secured = TlsWire(client.wire, self._tls)
                 await _secure(secured)
                 handshake.secured()
 
-    async def _transmit(self, wire: Wire, handshake: Handshake) -> str:
-        export = handshake.export
-        assert export is not None
-        disk = self._disks[export.name]
+    async def _transmit(self, client: _Client, handshake: Handshake) -> str:
+        export, wire = handshake.export, client.wire
         purse = self._pool.open(_PURSE_SLOTS)
-        if purse is None:
-            self._refused += 1
-            self._warn("connection refused: no memory for one more (pool)")
-            return "no memory"
+        assert export is not None and wire is not None and purse is not None  # there are as many purses as places
+        disk = self._exports.disk(export.name)
         terms = Terms(
             export.size_bytes, export.block_min_bytes, bool(export.flags & Tx.READ_ONLY), handshake.structured,
             handshake.allocation, bool(export.flags & Tx.SEND_FAST_ZERO),
         )  # fmt: skip
         spinner = self._spinner if not wire.tls else _NEVER
-        connection = Connection(wire, disk, terms, purse, self._params.requests, spinner)
+        connection = client.connection = Connection(wire, disk, terms, purse, self._params.requests, spinner)
         connection.on_shortage = self._give_way
         self._connections[connection] = disk
-        fd = wire.fileno()
-        spinner.add(fd)
-        self.show()
+        self._teller.changed()
         try:
             await connection.serve(handshake.rest)
         finally:
-            spinner.remove(fd)
             del self._connections[connection]
             self._requests += connection.served
         return connection.lost if not connection.ended else connection.ended
 
     async def _give_way(self) -> None:
-        """Somebody waits for memory: clients that hold some and do not move in the meantime lose it."""
+        """Somebody waits for memory: those who hold some and do not get on in the meantime lose it."""
         while True:
-            before = {each: each.moved_bytes for each in self._connections if each.stalled_on_client}
-            await trio.sleep(self._params.stall_ns / 1e9)
-            for each, moved_bytes in before.items():
-                if each in self._connections and each.stalled_on_client and each.moved_bytes == moved_bytes:
-                    each.kill("held memory that others waited for, and did not move")
+            hurry = max(1, min(_HURRY_MAX, self._pool.waiting))
+            before = {each: mark for each in self._connections if (mark := each.mark()) is not None}
+            await trio.sleep(self._params.stall_ns / 1e9 / hurry)
+            late = [
+                (each.borrowed, each) for each, mark in before.items()
+                if not each.lost and each.lags(mark, each.borrowed * SLOT_BYTES // (_HOLD_PERIODS * hurry))
+            ]  # fmt: skip
+            missing = self._pool.shortfall - sum(each.borrowed for each in self._connections if each.lost)
+            for borrowed, each in sorted(late, key=lambda pair: -pair[0]):
+                if missing <= 0:
+                    break
+                each.kill("held memory that others waited for, and did not get on")
+                missing -= borrowed
 
     # --- telling ---
 
-    def show(self) -> None:
-        """Publishes the figures."""
-        requests = self._requests + sum(each.served for each in self._connections)
-        figures = {
-            "clients": self._clients, "accepted": self._accepted, "refused": self._refused, "requests": requests,
+    def figures(self) -> dict[str, int]:
+        """What is published."""
+        return {
+            "clients": self._places.taken, "accepted": self._accepted, "refused": self._refused,
+            "requests": self._requests + sum(each.served for each in self._connections),
             "memory_free": self._pool.free * SLOT_BYTES,
         }  # fmt: skip
-        try:
-            for name, value in figures.items():
-                self._ctx.set_attribute(name, value)
-        except uxk.RingFull:  # the next one will tell
-            pass
 
-    def _warn(self, text: str) -> None:
-        self._ctx.log(text, level=4)
+    def show(self) -> None:
+        """Publishes the figures now."""
+        self._teller.show(self.figures())
+
+    def _complain(self, text: str) -> None:
+        self._teller.say("complaints of disks", text)
 
 
 _NEVER: Final = Spinner(0)
 
 
-class _Link:
-    """A connection, whose wire changes when TLS begins."""
+class _Client:
+    """What a client is by now: somebody who shakes hands on a wire, and then a connection."""
 
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
+    def __init__(self) -> None:
+        self.shaking = trio.CancelScope()
+        self.wire: Wire | None = None
+        self.connection: Connection | None = None
+        self.reason = ""
+
+    def leave(self, reason: str) -> None:
+        """It has to go, at once."""
+        self.reason = reason
+        if self.connection is None:
+            self.shaking.cancel()
+        else:
+            self.connection.kill(reason)
 
 
 async def _receive(wire: Wire, view: memoryview) -> int:
+    await trio.lowlevel.checkpoint()  # one who always has something to say gets no more than a turn
     while True:
         try:
             return wire.receive([view])

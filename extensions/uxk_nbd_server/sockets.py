@@ -41,8 +41,11 @@ class Wire(Protocol):
         """Sends buffers one after the other; how many bytes of them went."""
         ...
 
+    def hang_up(self) -> None:
+        """Ends both directions at once, without a word; it is still to be closed."""
+
     def close(self) -> None:
-        """Hangs up."""
+        """Says goodbye, and closes it."""
 
 
 class PlainWire:
@@ -76,8 +79,12 @@ class PlainWire:
             return self.sock.send(buffers[0])
         return self.sock.sendmsg(buffers if count <= _BUFFERS_MAX else buffers[:_BUFFERS_MAX])
 
+    def hang_up(self) -> None:
+        """Ends both directions at once; it is still to be closed."""
+        _shut(self.sock)
+
     def close(self) -> None:
-        """Hangs up."""
+        """Closes it."""
         self.sock.close()
 
 
@@ -124,11 +131,21 @@ class TlsWire:
         self._again = b""
         return len(data)
 
+    def hang_up(self) -> None:
+        """Ends both directions at once, without a word; it is still to be closed."""
+        _shut(self.sock)
+
     def close(self) -> None:
         """Says goodbye, if the peer can hear it, and hangs up."""
         with suppress(OSError, ValueError):
             self.sock.unwrap()
         self.sock.close()
+
+
+def _shut(sock: socket.socket) -> None:
+    """The connection below; TLS, if there is some, does not hear of it, and would speak in the clear if it did."""
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _joined(buffers: Sequence[bytes | memoryview], most: int) -> bytes:
@@ -151,12 +168,12 @@ def tls_context(cert: str, key: str, ca: str) -> ssl.SSLContext:
     try:
         context.load_cert_chain(cert, key or None)
     except OSError as exc:
-        raise uxk.UsageError(f"tls_cert={cert} tls_key={key}: {exc.strerror or exc}") from None
+        raise uxk.UsageError(f"tls_cert={cert} tls_key={key}: {exc.strerror or exc}", errno=_number(exc)) from None
     if ca:
         try:
             context.load_verify_locations(ca)
         except OSError as exc:
-            raise uxk.UsageError(f"tls_ca={ca}: {exc.strerror or exc}") from None
+            raise uxk.UsageError(f"tls_ca={ca}: {exc.strerror or exc}", errno=_number(exc)) from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -169,7 +186,7 @@ def listen_tcp(address: str) -> socket.socket:
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise uxk.UsageError(f"tcp={address!r}: expected HOST:PORT")
+        raise uxk.UsageError(f"tcp={address!r}: expected HOST:PORT, with a port from 0 to 65535")
     try:
         found = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, where = found[0]
@@ -182,6 +199,8 @@ def listen_tcp(address: str) -> socket.socket:
         except BaseException:
             sock.close()
             raise
+    except UnicodeError:  # a label of more than 63 characters, or an empty one
+        raise uxk.UsageError(f"tcp={address!r}: {host[:80]!r} is no host name", errno=errno.EADDRNOTAVAIL) from None
     except OSError as exc:
         raise uxk.UsageError(f"tcp={address}: cannot listen there: {exc.strerror}", errno=_number(exc)) from None
     return sock
@@ -252,5 +271,7 @@ def _clear_stale(path: Path) -> None:
 
 
 def _number(exc: OSError) -> int:
-    """Name resolution has numbers of its own, which are no errnos."""
+    """Name resolution and OpenSSL have numbers of their own, which are no errnos."""
+    if isinstance(exc, ssl.SSLError):
+        return errno.EINVAL
     return errno.EADDRNOTAVAIL if isinstance(exc, socket.gaierror) or not exc.errno else exc.errno

@@ -205,6 +205,10 @@ class Served:
         async with stream:
             yield Client(stream)
 
+    def set_disk(self, name: str, value: object) -> None:
+        """Sets a parameter of the disk's."""
+        self.kernel.sysfs.write(f"/sys/module/nbd_ram/parameters/{name}", str(value))
+
     def figure(self, name: str) -> int:
         return int(self.kernel.sysfs.read(f"/sys/module/nbd_server/attributes/{name}"))
 

@@ -31,7 +31,7 @@ EXPORT = ExportInfo("disk", "fuzzed", 1 << 24, Tx.HAS_FLAGS | Tx.SEND_FAST_ZERO,
 STARTTLS = OPTION.pack(OPTION_MAGIC, Option.STARTTLS, 0)
 CUTS = (0, 1, 7, 16, 28, 29, 512, 4096)
 POLICIES: tuple[TlsPolicy, ...] = ("off", "allow", "require")
-_POOL = Pool(memoryview(bytearray((2 * OWN_SLOTS + REQUEST_MAX_BYTES // SLOT_BYTES) * SLOT_BYTES)))
+_POOL = Pool(memoryview(bytearray((2 * OWN_SLOTS + REQUEST_MAX_BYTES // SLOT_BYTES) * SLOT_BYTES)), 2)
 
 
 def session(data: bytes) -> tuple[object, ...]:
@@ -55,7 +55,10 @@ def _play(stream: bytes, tls: TlsPolicy, size: int) -> tuple[object, ...]:
         if shake.state == "tls":
             assert tls != "off"
             shake.secured()
-        out.append(shake.receive(stream[at : at + size]))
+        answer = shake.receive(stream[at : at + size])
+        while answer:
+            out.append(answer)
+            answer = shake.receive(b"")
         at += size
         assert len(shake.rest) <= OPTION_MAX_BYTES + OPTION.size + size
     state = "tls" if shake.state == "tls" else shake.state
@@ -101,7 +104,7 @@ def _transmit(stream: bytes, terms: Terms, size: int) -> tuple[list[tuple[int, .
     finally:
         receiver.close()
         purse.close()
-        assert purse.held == 0 and _POOL.free == _POOL.common == _POOL.slots
+        assert purse.held == 0 and _POOL.free == _POOL.slots and _POOL.common == _POOL.stock
 
 
 def _serve(request: Incoming, terms: Terms) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ class RamParams(uxk.Params):
     record: Annotated[bool, uxk.param(help="publish opcode:offset:length:flags of the last requests")] = False
     write_cache: bool = False
     fua: bool = False
+    hold: Annotated[bool, uxk.param(writable=True, help="answer no FLUSH until this is N")] = False
     inline: Annotated[bool, uxk.param(help="data of reads come with completions")] = False
 
 
@@ -37,6 +38,7 @@ class RamDisk(uxk.Extension[RamParams]):
         self.data = memoryview(bytearray(self.params.size))
         self.used = bytearray(self.params.size // self.params.block)
         self.log: list[str] = []
+        self.held: list[uxk.Request] = []
         self.publish(ctx, self.params.size)
 
     def publish(self, ctx: uxk.Context, size: int) -> None:
@@ -53,8 +55,14 @@ class RamDisk(uxk.Extension[RamParams]):
             self.publish(ctx, int(event.value))
         elif event.topic == "store" and event.name == "gone":
             ctx.remove_device(ctx.device)
+        elif event.topic == "param" and not self.params.hold:
+            held, self.held = self.held, []
+            self.serve_all(ctx, held)
 
     def on_batch(self, ctx: uxk.Context, requests: Sequence[uxk.Request]) -> None:
+        if self.params.hold:
+            self.held += [request for request in requests if request.opcode == uxk.Op.FLUSH]
+            requests = [request for request in requests if request.opcode != uxk.Op.FLUSH]
         if self.params.latency_ns:
             ctx.call_later_ns(self.params.latency_ns, lambda _: self.serve_all(ctx, requests))
         else:

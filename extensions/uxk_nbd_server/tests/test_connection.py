@@ -18,11 +18,11 @@ from uxk_nbd_server.checks import Terms
 from uxk_nbd_server.connection import Connection
 from uxk_nbd_server.disk import Disk
 from uxk_nbd_server.idle import Spinner
-from uxk_nbd_server.memory import OWN_SLOTS, SLOT_BYTES, Pool
+from uxk_nbd_server.memory import OWN_SLOTS, SLOT_BYTES, Pool, Purse
 from uxk_nbd_server.wire import REQUEST, REQUEST_MAGIC, REQUEST_MAX_BYTES, SIMPLE, SIMPLE_MAGIC, Cmd
 
 SIZE = 1 << 20
-POOL = Pool(memoryview(bytearray((4 * OWN_SLOTS + REQUEST_MAX_BYTES // SLOT_BYTES) * SLOT_BYTES)))
+POOL = Pool(memoryview(bytearray((4 * OWN_SLOTS + REQUEST_MAX_BYTES // SLOT_BYTES) * SLOT_BYTES)), 4)
 
 
 class Wire:
@@ -58,6 +58,9 @@ class Wire:
         data = b"".join(buffers)[: self.takes[0]]
         self.received += data
         return len(data)
+
+    def hang_up(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -174,7 +177,7 @@ async def converse(
         await connection.serve(b"")
         nursery.cancel_scope.cancel()
     assert not disk.inflight and connection.lost == "closed"
-    assert purse.held == 0 and POOL.free == POOL.common == POOL.slots
+    assert purse.held == 0 and POOL.free == POOL.slots and POOL.common == POOL.stock
     return bytes(wire.received), bytes(device.data)
 
 
@@ -216,3 +219,44 @@ def test_every_request_is_answered_once(
 
 async def _soon(_: object) -> None:
     await trio.lowlevel.checkpoint()
+
+
+class Still(Wire):
+    """Takes nothing; a stream that never ends."""
+
+    def send(self, buffers: Sequence[bytes | memoryview]) -> int:
+        raise BlockingIOError
+
+
+def made(wire: Wire) -> tuple[Connection, Purse]:
+    """A connection by itself, with nothing under way."""
+    device: Any = Device([0])
+    disk = Disk(device, "made-up", 1, POOL, 8)
+    disk.limits = BlockLimits(capacity_bytes=SIZE)
+    purse = POOL.open(POOL.slots)
+    assert purse is not None
+    terms = Terms(SIZE, 512, read_only=False, structured=False, allocation=False, fast_zero=False)
+    return Connection(wire, disk, terms, purse, 5, Spinner(0)), purse
+
+
+def test_who_lags() -> None:
+    """It counts what goes in the direction that memory is held for, and only if it was held all the time."""
+    connection, purse = made(Still(b"", [1], [0]))
+    assert connection.mark() is None, "nothing is borrowed"
+    slots = purse.take(OWN_SLOTS + 6)
+    assert slots is not None
+    assert connection.mark() is None, "nothing is waited for"
+    connection._outbox.show(slots[0], 0, 1000)
+    connection.flush()
+    mark = connection.mark()
+    assert mark == (-1, 0)
+    connection._received_bytes += 1 << 30
+    assert connection.lags(mark, 0), "it talks, and does not listen"
+    connection._outbox._gone(100)
+    assert connection.lags(mark, 100) and not connection.lags(mark, 99)
+    connection._outbox._gone(900)
+    assert not connection.lags(mark, 1 << 30), "it has taken all of it"
+    for slot in slots[1:]:
+        slot.release()
+    purse.close()
+    assert POOL.free == POOL.slots and POOL.common == POOL.stock and not POOL.taken

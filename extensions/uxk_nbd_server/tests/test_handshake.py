@@ -5,7 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uxk_nbd_server.handshake import OPTION_MAX_BYTES, OPTIONS_MAX, SKIP_MAX_BYTES, ExportInfo, Handshake, TlsPolicy
+from uxk_nbd_server.handshake import (
+    OPTION_MAX_BYTES,
+    OPTIONS_MAX,
+    SKIP_MAX_BYTES,
+    UNSENT_MAX_BYTES,
+    ExportInfo,
+    Handshake,
+    TlsPolicy,
+)
 from uxk_nbd_server.tests.client import go_data, meta, text
 from uxk_nbd_server.wire import OPTION, OPTION_MAGIC, OPTION_REPLY, OPTION_REPLY_MAGIC, Option, Rep, Tx
 
@@ -289,3 +297,17 @@ def test_random_bytes_never_raise(noise: bytes, tls: TlsPolicy) -> None:
     handshake(tls).receive(noise)
     handshake(tls).receive(option(Option.GO, noise))
     handshake(tls).receive(option(Option.STRUCTURED_REPLY) + option(Option.SET_META_CONTEXT, noise))
+
+
+def test_long_answers_come_piece_by_piece() -> None:
+    """16 KiB of LIST with many exports would be 67 MB of answers: they are made as they are sent."""
+    exports = [EXPORTS["disk"]._replace(name=f"e{number}", description="d" * 1024) for number in range(64)]
+    shake = Handshake(lambda _: None, lambda: exports)
+    one = 64 * (OPTION_REPLY.size + 4 + 1024) + sum(len(each.name) for each in exports) + OPTION_REPLY.size
+    total, out = 0, shake.receive(NO_ZEROES + option(Option.LIST) * 100)
+    while out:
+        assert len(out) <= UNSENT_MAX_BYTES + one
+        total += len(out)
+        out = shake.receive(b"")
+    assert total == 100 * one
+    assert shake.state == "options"

@@ -9,7 +9,7 @@ from uxk_nbd_server.memory import OWN_SLOTS, SLOT_BYTES, Pool
 from uxk_nbd_server.receiver import IN_PLACE_MAX_BYTES, WINDOW_BYTES, Incoming, Receiver
 from uxk_nbd_server.wire import REQUEST, REQUEST_MAGIC, REQUEST_MAX_BYTES, Cmd
 
-POOL = Pool(memoryview(bytearray((OWN_SLOTS * 4 + REQUEST_MAX_BYTES // SLOT_BYTES) * SLOT_BYTES)))
+POOL = Pool(memoryview(bytearray((OWN_SLOTS * 4 + REQUEST_MAX_BYTES // SLOT_BYTES) * SLOT_BYTES)), 4)
 
 KINDS = st.sampled_from([*Cmd, 99])
 PAYLOADS = st.one_of(
@@ -104,7 +104,7 @@ class Session:
         self.purse.close()
         assert self.purse.held == 0
         assert POOL.free >= free and POOL.common >= common
-        assert POOL.free == POOL.common == POOL.slots
+        assert POOL.free == POOL.slots and POOL.common == POOL.stock
 
 
 @given(REQUESTS, CUTS, st.integers(0, 4), st.integers(1, 20))
@@ -167,7 +167,7 @@ def test_stops_when_memory_is_short_and_goes_on() -> None:
     assert session.receiver.views() == []
     assert session.receiver.short_of == 4
     called: list[int] = []
-    session.purse.when_free(lambda: called.append(1))
+    session.purse.when_free(4, lambda: called.append(1))
     for slot in taken:
         slot.release()
     assert called == [1]
