@@ -673,3 +673,10 @@ def test_names_exist(path: Path) -> None:
         if attribute not in known and attribute != "Op":
             missing.append(f"{name}.{attribute}")
     assert not missing
+
+
+@documents
+def test_verbs_exist(path: Path) -> None:
+    verbs = {verb for _, verbs in cli.VERB_FILES for verb in verbs}
+    mentioned = re.findall(r"`uxk (?:-k \w+ )?([a-z]\w*)", prose(path.read_text("utf-8")))
+    assert not set(mentioned) - verbs

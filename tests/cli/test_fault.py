@@ -26,6 +26,8 @@ class Faulty(uxk.Extension):
         self.rules: dict[str, str] = {}
         self.writes, self.outcome = 0, "ok"
         ctx.set_attribute("link", "up", writable=True)
+        ctx.set_attribute("control", "", writable=True)
+        self.slow: dict[str, str] = {}
         self.publish(ctx)
 
     def publish(self, ctx: uxk.Context) -> None:
@@ -36,6 +38,12 @@ class Faulty(uxk.Extension):
     def on_event(self, ctx: uxk.Context, event: uxk.Event) -> None:
         if event.name == "link":
             ctx.set_attribute("link", event.value.decode(), writable=True)
+            return
+        if event.name == "control":
+            what, _, last = event.value.decode().rpartition(" ")
+            self.slow[what] = last
+            lines = [f"{what} {last}" for what, last in self.slow.items() if last not in ("1000000", "off")]
+            ctx.set_attribute("control", "\n".join(lines), writable=True)
             return
         word, _, rest = event.value.decode().partition(" ")
         self.writes += 1
@@ -114,6 +122,45 @@ async def test_faults_between_kernel_and_instance_and_a_link(
     assert capsys.readouterr() == ("", "")
 
 
+async def test_flash_that_is_slow(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await command("add", "cf-faulty", "slow-die", "3", "1.5") == 0
+    assert capsys.readouterr().out == "cf_faulty: fault slow-die-3: slow-die 3 1.5\n"
+    assert await command("add", "cf-faulty", "throttle", "2") == 0
+    assert capsys.readouterr().out == "cf_faulty: fault throttle: throttle 2\n"
+    assert await command("list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["id"], row["rule"], row["source"]) for row in rows] == [
+        ("slow-die-3", "slow-die 3 1.5", "control"), ("throttle", "throttle 2", "control"),
+    ]  # fmt: skip
+    assert await command("rm", "cf-faulty", "slow-die-3", "throttle") == 0
+    assert await command("list") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+async def test_flash_of_a_real_device(
+    tmp_path: Path, nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with uxk.Kernel(clock="real") as kernel:
+        await kernel.modprobe("nvme", size="16MiB", medium="ftl")
+        await kernel.modprobe("nvme", size="1MiB", instance="plain")
+        await nursery.start(ControlServer(kernel, tmp_path / "s").serve)
+
+        async def run(*words: str) -> tuple[int, str]:
+            code = await trio.to_thread.run_sync(main, ["-k", str(tmp_path / "s"), "fault", *words])
+            return code, "".join(capsys.readouterr())
+
+        assert await run("add", "nvme", "slow-die", "0", "20") == (0, "nvme: fault slow-die-0: slow-die 0 20\n")
+        assert await run("add", "nvme", "slow-die", "0", "30") == (0, "nvme: fault slow-die-0: slow-die 0 30\n")
+        assert await run("add", "nvme", "throttle", "2") == (0, "nvme: fault throttle: throttle 2\n")
+        code, text = await run("add", "nvme", "slow-die", "9999", "2")
+        assert code == 1 and "9999: expected 0 to" in text
+        code, text = await run("add", "plain", "throttle", "2")
+        assert code == 1 and "medium=ftl" in text
+        assert (await run("rm", "nvme", "throttle", "slow-die-0"))[0] == 0
+        assert await run("list") == (0, "")
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -123,7 +170,13 @@ async def test_faults_between_kernel_and_instance_and_a_link(
             ["add", "cf-sound", "latency", "1ms"],
             "cf-sound publishes no attribute 'faults': it has no faults of its own",
         ),
-        (["add", "cf-sound", "link", "up"], "cf-sound publishes no attribute 'link'"),
+        (["add", "cf-sound", "link", "up"], "cf-sound publishes no attribute 'link': cf_faulty does ["),
+        (["add", "cf-sound", "slow-die", "1", "2"], "cf-sound publishes no attribute 'control': cf_faulty does"),
+        (
+            ["add", "cf-sound", "namespace", "rm", "1"],
+            "publishes no attribute 'namespaces': no module does that is loaded; nvme would [",
+        ),
+        (["add", "cf_sound0n1", "a=b"], "is not loaded (a device of 'cf_sound'? faults are a module's) [ENOENT]"),
         (["add", "cf-sound", "kind=hang", "duration=1s"], "'duration=1s': no such key"),
     ],
 )
@@ -141,6 +194,12 @@ async def test_what_cannot_be(
         (["list", "a", "b"], "expected at most a MODULE"), (["ls"], "invalid choice"),
         (["add", "nvme", "media-eror"], "did you mean 'media-error'"),
         (["add", "nvme", "media-error"], "media-error: expected LBA[-LBA]"),
+        (["add", "nvme", "latency", "2"], "latency 2: expected TIME with its unit, for example 2ms"),
+        (["add", "nvme", "slow-die", "3"], "'slow-die 3': expected slow-die DIE FACTOR, a number and 1 to 1000"),
+        (["add", "nvme", "slow-die", "3", "0.5"], "expected slow-die DIE FACTOR"),
+        (["add", "nvme", "slow-channel", "x", "2"], "expected slow-channel CHANNEL FACTOR"),
+        (["add", "nvme", "slow-die", "3", "1001"], "expected slow-die DIE FACTOR"),
+        (["add", "nvme", "throttle", "3"], "'throttle 3': expected throttle 0|1|2|off"),
         (["add", "nvme", "latency", "1ms", "slow"], "'slow': expected KEY=VALUE behind latency"),
         (["add", "nvme", "link", "sideways"], "expected link down or link up"),
         (["add", "nvme", "namespace", "add"], "expected namespace add SIZE or namespace rm NSID"),
@@ -164,6 +223,9 @@ def test_wrong_usage(
         ("write-error 5 dnr=0", "faults", "add opcode=write action=status status=write-fault dnr=0 lba=5"),
         ("power-loss", "faults", "add count=1 action=powerloss"),
         ("power-loss after=10", "faults", "add count=1 action=powerloss after=10"),
+        ("slow-die 3 20", "control", "slow_die 3 20000000"),
+        ("slow-channel 0 1.25", "control", "slow_channel 0 1250000"),
+        ("throttle off", "control", "throttle off"),
         ("link up", "link", "up"),
         ("namespace add 64MiB", "namespaces", "add 64MiB"),
         ("namespace rm 2", "namespaces", "rm 2"),

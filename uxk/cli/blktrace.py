@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from uxk.cli.common import FAILED, GOOD, Subparsers, UsageExit, add_verb, note, print_json, with_kernel
+from uxk.cli.common import FAILED, GOOD, Subparsers, UsageExit, add_verb, disk_folder, note, print_json, with_kernel
 from uxk.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def blktrace(args: argparse.Namespace) -> int:
     base = args.output or args.dev
 
     async def record(kernel: ControlClient) -> int:
-        folder = f"/sys/block/{args.dev}/trace"
+        folder = f"{await disk_folder(kernel, args.dev)}/trace"
         cpus = int(await kernel.read(f"{folder}/cpus"))
         if not 1 <= cpus <= _CPUS_MAX:
             raise ProtocolError(f"{folder}/cpus: {cpus}, expected 1..{_CPUS_MAX}")

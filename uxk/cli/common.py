@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from uxk.errors import ParamError, UxkError
+from uxk.errors import ParamError, UsageError, UxkError
 
 if TYPE_CHECKING:
     from uxk.bridges.control_client import ControlClient
@@ -76,6 +77,25 @@ def socket_of(args: argparse.Namespace) -> str:
     return str(args.kernel)
 
 
+async def disk_folder(kernel: ControlClient, name: str) -> str:
+    """``/sys/block/NAME``.  UsageError (ENODEV), with what there is instead, if the running kernel has no such disk."""
+    tops = {entry.name for entry in await kernel.listdir("/sys")}
+    known = [entry.name for entry in await kernel.listdir("/sys/block")] if "block" in tops else []
+    if name not in known:
+        raise UsageError(f"no disk {name!r}{instead(name, known)}", errno=errno.ENODEV)
+    return f"/sys/block/{name}"
+
+
+def instead(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by ``name``, such as nvme0n1 by nvme, and all that there is."""
+    from uxk.core.suggest import did_you_mean
+
+    names = sorted(known)
+    longer = next((each for each in names if name and each.startswith(name) and each != name), "")
+    hint = f" (did you mean {longer!r}?)" if longer else did_you_mean(name, names)
+    return f"{hint}; there are: {', '.join(names) or 'none'}"
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 
@@ -122,11 +142,9 @@ def complain(verb: str, text: str) -> None:
 
 def error_text(exc: UxkError | OSError) -> str:
     """Message and errno name, once."""
-    import errno as numbers
-
     if isinstance(exc, UxkError):
         return f"{clean(exc.args[0] if exc.args else type(exc).__name__)} [{exc.errno_name}]"
-    name = numbers.errorcode.get(exc.errno or 0)
+    name = errno.errorcode.get(exc.errno or 0)
     text = exc.strerror or str(exc)  # str() would put the number in front
     if exc.strerror and exc.filename is not None:
         text = f"{os.fsdecode(exc.filename) if isinstance(exc.filename, bytes) else exc.filename}: {text}"

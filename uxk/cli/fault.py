@@ -14,29 +14,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uxk.cli.common import GOOD, Subparsers, UsageExit, add_verb, clean, note, print_json, with_kernel
+from uxk.cli.fault_words import CONTROL, PLAN, control_row, written
 from uxk.errors import NoSuchModule, TreeError, UsageError
 
 if TYPE_CHECKING:
     from uxk.bridges.control_client import ControlClient
 
-PLAN: Final = "/sys/kernel/faults"
 _TRIES: Final = 100
 _PAUSE_S: Final = 0.02
 """The module's answer is looked for so often, so far apart: two seconds, its turn comes within milliseconds."""
 _LINE: Final = re.compile(r"add (?:id=(?P<id>\S+) )?(?P<rule>[^#]*?)(?: # (?P<did>.*))?")
 _ACTIONS: Final = ("add", "list", "rm")
-
-SHORT: Final[dict[str, tuple[str, str, str]]] = {
-    "media-error": ("LBA[-LBA]", "lba", "opcode=read action=status status=media-error dnr=1"),
-    "write-error": ("LBA[-LBA]", "lba", "opcode=write action=status status=write-fault dnr=1"),
-    "latency": ("TIME", "delay_ns", "action=delay"),
-    "power-loss": ("", "", "count=1 action=powerloss"),
-}
-"""Words that stand for a rule: their argument, the rule's key for it, and the rest of the rule."""
-SWITCHES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
-    "link": ("link", ("down", "up")), "namespace": ("namespaces", ("add", "rm")),
-}  # fmt: skip
-"""Words that write another attribute of the module, and what may follow."""
+_PUBLISHERS: Final = {"link": "nbd_server or nvmet_tcp", "namespaces": "nvme", CONTROL: "nvme with medium=ftl"}
+"""Modules of uxk's own that have such attributes."""
 
 _EPILOG: Final = """\
 rules of module nvme are KEY=VALUE words: which commands (opcode, queue, nsid, lba, window), which of those (after,
@@ -50,8 +40,12 @@ shorter, and KEY=VALUE words may follow:
   uxk fault add nvme latency 2ms             every I/O takes so much longer
   uxk fault add nvme power-loss              at the next I/O: what the write cache holds is gone
 
+the flash of nvme medium=ftl, until `rm MODULE slow-die-3`, or `throttle`:
+  uxk fault add nvme slow-die 3 20           die 3 takes 20 times as long; slow-channel: what one carries
+  uxk fault add nvme throttle 2              as slow as if it were much too hot; 1: too hot, 0: not at all
+
 events, which happen at once (of these, only `link down` is listed, and `rm MODULE link` ends it):
-  uxk fault add nvmet_tcp link down          clients lose their connections; `link up` lets them come back
+  uxk fault add nvmet_tcp link down          clients lose their connections; `link up` lets them come back; nbd_server
   uxk fault add nvme namespace add 64MiB     a namespace appears, or goes: `namespace rm NSID`
 
 between the kernel and any module: words of a scenario's [[faults]], with kind=crash|hang|drop|delay|corrupt|duplicate
@@ -90,46 +84,6 @@ def fault(args: argparse.Namespace) -> int:
         elif rows:
             print(table(rows))
     return GOOD
-
-
-# --- what to write where ----------------------------------------------------------------------------
-
-
-def written(module: str, words: Sequence[str]) -> tuple[str, str]:
-    """The attribute of the module (or :data:`PLAN`) that the words are for, and the text for it.  Raises UsageExit."""
-    first, rest = words[0], list(words[1:])
-    if first in SWITCHES:
-        attribute, verbs = SWITCHES[first]
-        if not rest or rest[0] not in verbs or len(rest) != (2 if first == "namespace" else 1):
-            what = "add SIZE or namespace rm NSID" if first == "namespace" else "down or link up"
-            raise UsageExit(f"{' '.join(words)!r}: expected {first} {what}")
-        return attribute, " ".join(rest)
-    if first in SHORT:
-        return "faults", "add " + _expanded(first, rest)
-    if any(word.startswith("kind=") for word in words):
-        return PLAN, f"add module={module} {' '.join(words)}"
-    if "=" not in first:
-        from uxk.core.suggest import did_you_mean
-
-        known = [*SHORT, *SWITCHES]
-        raise UsageExit(f"{first!r}: expected KEY=VALUE or one of {', '.join(known)}{did_you_mean(first, known)}")
-    return "faults", "add " + " ".join(words)
-
-
-def _expanded(word: str, rest: list[str]) -> str:
-    """A rule from a short form; what follows it may replace parts."""
-    argument, key, text = SHORT[word]
-    tokens = dict(part.split("=", 1) for part in text.split())
-    if argument:
-        if not rest or "=" in rest[0]:
-            raise UsageExit(f"{word}: expected {argument}")
-        tokens[key] = rest.pop(0)
-    for part in rest:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UsageExit(f"{part!r}: expected KEY=VALUE behind {word}")
-        tokens[name] = value
-    return " ".join(f"{name}={value}" for name, value in tokens.items())
 
 
 # --- talking to the kernel --------------------------------------------------------------------------
@@ -171,10 +125,10 @@ async def _add(kernel: ControlClient, module: str, attribute: str, text: str, js
     path = attribute if attribute == PLAN else _path(module, attribute)
     if await _read(kernel, path) is None:
         raise await _missing(kernel, module, attribute)
-    before = {(row.module, row.id) for row in await _rows(kernel, module)}
+    before = {row[:3] for row in await _rows(kernel, module)}
     await _write(kernel, path, text)
     for row in await _rows(kernel, module):
-        if (row.module, row.id) not in before:
+        if row[:3] not in before:
             if json:
                 print_json(row._asdict())
             else:
@@ -189,10 +143,15 @@ async def _missing(kernel: ControlClient, module: str, attribute: str) -> UsageE
     if module.replace("-", "_") not in loaded:
         from uxk.core.suggest import did_you_mean
 
-        return NoSuchModule(f"{module!r} is not loaded{did_you_mean(module, loaded)}")
-    hint = (
-        ": it has no faults of its own; those between it and the kernel have a kind=" if attribute == "faults" else ""
-    )
+        owner = next((name for name in sorted(loaded, key=len, reverse=True) if module.startswith(name)), "")
+        hint = f" (a device of {owner!r}? faults are a module's)" if owner else did_you_mean(module, loaded)
+        return NoSuchModule(f"{module!r} is not loaded{hint}")
+    if attribute == "faults":
+        hint = ": it has no faults of its own; those between it and the kernel have a kind="
+    else:
+        able = [name for name in loaded if await _read(kernel, _path(name, attribute)) is not None]
+        would = f"; {_PUBLISHERS[attribute]} would" if attribute in _PUBLISHERS else ""
+        hint = f": {', '.join(able)} does" if able else f": no module does that is loaded{would}"
     return UsageError(f"{module} publishes no attribute {attribute!r}{hint}", errno=errno.EOPNOTSUPP)
 
 
@@ -205,8 +164,11 @@ async def _remove(kernel: ControlClient, module: str, ids: Sequence[str]) -> Non
             raise UsageError(f"{module}: no fault {each!r}, there are: {known}", errno=errno.ENOENT)
         if row.source == "link":
             await _write(kernel, _path(module, "link"), "up")
-        else:
+        elif row.source in ("faults", PLAN):
             await _write(kernel, PLAN if row.source == PLAN else _path(module, "faults"), f"rm {each}")
+        else:
+            undo = control_row(written(module, row.rule.split())[1])[2]
+            await _write(kernel, _path(module, CONTROL), undo)
 
 
 # --- what there is ------------------------------------------------------------------------------------
@@ -235,6 +197,9 @@ async def _rows(kernel: ControlClient, module: str) -> list[Row]:
         rows += [row_of(name, line) for line in (await _read(kernel, _path(name, "faults")) or "").splitlines()]
         if (await _read(kernel, _path(name, "link"))) == "down":
             rows.append(Row(name, "link", "link down", source="link"))
+        for line in filter(None, (await _read(kernel, _path(name, CONTROL)) or "").splitlines()):
+            what, rule, _ = control_row(line)
+            rows.append(Row(name, what, rule, source=CONTROL))
     plan = [plan_row(line) for line in (await _read(kernel, PLAN) or "").splitlines()]
     return rows + [row for row in plan if row.module in wanted]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, Final
 
-from uxk.cli.common import GOOD, Subparsers, UsageExit, add_verb, print_json, with_kernel
+from uxk.cli.common import GOOD, Subparsers, UsageExit, add_verb, disk_folder, print_json, with_kernel
 
 if TYPE_CHECKING:
     from uxk.bridges.control_client import ControlClient
@@ -33,6 +33,8 @@ def iostat(args: argparse.Namespace) -> int:
     async def report(kernel: ControlClient) -> int:
         import trio
 
+        for name in names:
+            await disk_folder(kernel, name)
         before: dict[str, Snapshot] = {}
         reports = 0
         while True:
