@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -18,14 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.__main__ import RESULTS, plain, show
+from bench.report import add_options, begun, chosen, parsed, plain, save, show
 from bench.runner import Case, Contender, Target, run_case
 
+STEM = "block-serve-"
 SIZE_BYTES = 256 << 20
 NEEDED = ("fio", "nbdkit", "qemu-nbd", "nbdinfo")
 START_SECONDS = 20
@@ -151,18 +150,13 @@ def measure(uri: str, pattern: Pattern, run_ms: int, count: int) -> tuple[int, i
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.block_serve", description="fio over NBD, side by side.")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
+    add_options(parser, STEM, "two rounds of a third of a second")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long fio runs each time (2)")
-    parser.add_argument("--only", action="append", metavar="NAME", help="cases whose name contains NAME; repeatable")
-    parser.add_argument("--quick", action="store_true", help="two rounds of a third of a second")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where JSON goes (bench/results/block-serve-TIME.json)"
-    )
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv)
     if args.quick:
         args.rounds, args.seconds = 2, 0.35
-    if args.rounds < 1 or not 0.1 <= args.seconds <= 600:
-        parser.error(f"--rounds {args.rounds} --seconds {args.seconds}: expected at least 1, and 0.1 to 600")
+    if not 0.1 <= args.seconds <= 600:
+        parser.error(f"--seconds {args.seconds}: expected 0.1 to 600")
     return args
 
 
@@ -172,17 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := [name for name in NEEDED if shutil.which(name) is None]:
         print(f"bench: needs {', '.join(missing)}: .ci/run lists the Debian packages", file=sys.stderr)
         return 2
-    patterns = [p for p in PATTERNS if not args.only or any(part in p.name for part in args.only)]
+    patterns = chosen(PATTERNS, args.only, lambda pattern: pattern.name)
     if not patterns:
-        print(f"bench: no such case; there are {', '.join(p.name for p in PATTERNS)}", file=sys.stderr)
         return 2
     run_ms = int(args.seconds * 1000)
-    now = datetime.now(UTC)
     print(f"{os.cpu_count()} CPUs, {args.rounds} rounds, servers interleaved, fio for {run_ms} ms each time\n")
-    report: dict[str, Any] = {
-        "time": now.isoformat(timespec="seconds"), "machine": platform.platform(), "cpus": os.cpu_count(),
-        "rounds": args.rounds, "run_ms": run_ms, "cases": [],
-    }  # fmt: skip
+    report = begun(rounds=args.rounds, run_ms=run_ms)
     with running(SERVERS[0]) as first, running(SERVERS[1]) as second, running(SERVERS[2]) as third:
         for pattern in patterns:
             contenders = [
@@ -193,10 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = run_case(Case(pattern.name, "requests/s", contenders, targets), rounds=args.rounds, sample_ns=1)
             print(show(result), flush=True)
             report["cases"].append(plain(result))
-    path = args.json or RESULTS / f"block-serve-{now:%Y%m%dT%H%M%SZ}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"JSON: {path}")
+    save(report, args.json, STEM)
     return 0
 
 

@@ -9,25 +9,22 @@ were written before, so that the host's page faults are not measured.  Rates are
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from time import process_time_ns
 from typing import Any, Final
 
 import trio
 
 import uxk
-from bench.__main__ import RESULTS, SAMPLE_NS, SAMPLE_QUICK_NS, plain, show
+from bench.__main__ import SAMPLE_NS, SAMPLE_QUICK_NS
 from bench.block_simpy import Disk, LeanDisk, Shape, offsets_of, reads
+from bench.report import add_options, begun, chosen, parsed, plain, save, show
 from bench.runner import Case, Contender, Result, Target, run_case
 from uxk.subsystems.blk.layer import BlockLayer
 
+STEM: Final = "block-virtual-"
 SHAPE: Final = Shape()
 OVER_SIMPY: Final = 5.0
 GOALS: Final[Mapping[str, int]] = {"uxk": 300_000, "uxk ftl": 80_000}
@@ -131,32 +128,17 @@ def goals_text(result: Result) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what was asked for.  0; 2 if no case has such a name."""
     parser = argparse.ArgumentParser(prog="python -m bench.block_virtual", description="Emulated I/O in virtual time.")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
-    parser.add_argument("--only", action="append", metavar="NAME", help="cases whose name contains NAME; repeatable")
-    parser.add_argument("--quick", action="store_true", help="samples of 30 ms instead of 300")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where JSON goes (bench/results/block-virtual-TIME.json)"
-    )
-    args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f"--rounds {args.rounds}: expected at least 1")
-    wanted = [case for case in cases() if not args.only or any(part in case.name for part in args.only)]
+    add_options(parser, STEM, "samples of 30 ms instead of 300")
+    args = parsed(parser, argv)
+    wanted = chosen(cases(), args.only, lambda case: case.name)
     if not wanted:
-        print(f"bench: no such case; there are {', '.join(case.name for case in cases())}", file=sys.stderr)
         return 2
-    now = datetime.now(UTC)
-    report: dict[str, Any] = {
-        "time": now.isoformat(timespec="seconds"), "machine": platform.platform(), "cpus": os.cpu_count(),
-        "rounds": args.rounds, "goals": GOALS, "cases": [],
-    }  # fmt: skip
+    report = begun(rounds=args.rounds, goals=GOALS)
     for case in wanted:
         result = run_case(case, rounds=args.rounds, sample_ns=SAMPLE_QUICK_NS if args.quick else SAMPLE_NS)
         print(show(result) + goals_text(result), flush=True)
         report["cases"].append(plain(result))
-    path = args.json or RESULTS / f"block-virtual-{now:%Y%m%dT%H%M%SZ}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"JSON: {path}")
+    save(report, args.json, STEM)
     return 0
 
 

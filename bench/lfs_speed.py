@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.__main__ import plain
 from bench.lfs_runs import GP_PPM, SCALES, Scale
+from bench.report import plain
 from bench.runner import Case, Contender, Result, Spread, run_case
 from uxk.scenario.lfs.agent import run_agent
 from uxk.scenario.lfs.attach import load
