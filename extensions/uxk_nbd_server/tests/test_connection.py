@@ -249,7 +249,7 @@ def test_who_lags() -> None:
     connection._outbox.show(slots[0], 0, 1000)
     connection.flush()
     mark = connection.mark()
-    assert mark == (-1, 0)
+    assert mark is not None and mark == (-1, 0)
     connection._received_bytes += 1 << 30
     assert connection.lags(mark, 0), "it talks, and does not listen"
     connection._outbox._gone(100)
