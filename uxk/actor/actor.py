@@ -47,6 +47,20 @@ class Output(msgspec.Struct, gc=False):
     daemon_wake: bool
 
 
+class State(NamedTuple):
+    """A checkpoint on its way from one instance to the next: the version of its format, and the data."""
+
+    version: int
+    data: bytes
+
+
+class Saved(NamedTuple):
+    """What became of asking an extension for its state: the state, none (it keeps none), or why not."""
+
+    state: State | None
+    problem: str = ""
+
+
 class Start(NamedTuple):
     """What a host tells an actor at birth.  Plain data: it may cross a process boundary."""
 
@@ -57,12 +71,14 @@ class Start(NamedTuple):
     now_ns: int
     params: bytes
     device: str = ""
+    state: State | None = None
+    """Of the instance before it, in a hot upgrade or restart."""
 
 
 class Actor:
     """One extension and its context.  After a crash, :attr:`crash` is set and turns do nothing."""
 
-    __slots__ = ("_batched", "_extension", "_runs", "crash", "ctx")
+    __slots__ = ("_batched", "_extension", "_runs", "_state", "crash", "ctx")
 
     def __init__(
         self, cls: type[Extension[Any]], start: Start, map_region: Callable[[int, bool], memoryview] | None = None
@@ -71,6 +87,7 @@ class Actor:
         self.ctx.device = start.device
         self.ctx._map = map_region
         self.crash: Crash | None = None
+        self._state = start.state
         self._extension: Extension[Any] | None = None
         self._runs = self._batched = False
         with self._contained("__init__"):
@@ -90,7 +107,45 @@ class Actor:
         if self._extension is not None:
             with self._contained("setup"):
                 self._extension.setup(self.ctx)
-                self._extension._begin(self.ctx)
+                self._restore(self._extension)
+                if self.crash is None:
+                    self._extension._begin(self.ctx)
+
+    def _restore(self, extension: Extension[Any]) -> None:
+        """Gives it the state of the instance before it, in its own version."""
+        state, self._state = self._state, None
+        if state is None:
+            return
+        with self._contained("restore"):
+            manifest, data = extension.manifest, state.data
+            if not overrides(extension, "restore"):
+                raise UsageError(f"{manifest.name} {manifest.version} has no restore(): it takes no state over")
+            if state.version != manifest.state_version:
+                data = extension.convert(state.version, data)
+            extension.restore(data)
+            extension._handed_over = True
+
+    def checkpoint(self) -> Saved:
+        """Asks the extension for its state; an exception there is no crash, but an answer."""
+        extension = self._extension
+        if extension is None or self.crash is not None:
+            return Saved(None, "it is dead")
+        if not overrides(extension, "checkpoint"):
+            return Saved(None)
+        kick, self.ctx._kick = self.ctx._kick, None
+        try:
+            data = extension.checkpoint()
+            if not isinstance(data, bytes):
+                return Saved(None, f"checkpoint() returned {type(data).__name__}, expected bytes")
+            if len(data) > limits.STATE_MAX_BYTES:
+                return Saved(None, f"checkpoint() returned {len(data)} bytes, at most {limits.STATE_MAX_BYTES}")
+            return Saved(State(extension.manifest.state_version, data))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            return Saved(None, f"{type(exc).__name__} in checkpoint: {_described(exc)[0]}")
+        finally:
+            self.ctx._kick = kick
 
     async def run(self) -> None:
         """The extension's Trio task.  A crash is recorded; cancellation passes through."""
@@ -112,10 +167,11 @@ class Actor:
                     self._on_answers(frame)
                 for frame in down:
                     self._on_down(frame)
-                if ctx._timers is not None:
+                timers = ctx._timers
+                if timers is not None and timers.is_due(now_ns):
                     # Not more than there are now: one that arms itself for now again has its next turn.
-                    for _ in range(len(ctx._timers)):
-                        due = ctx._timers.pop_due(now_ns)
+                    for _ in range(len(timers)):
+                        due = timers.pop_due(now_ns)
                         if due is None:
                             break
                         due[0](due[1])

@@ -1,18 +1,82 @@
-"""Task placement: the extension's actor runs in this process, behind the same frames as in any other.
+"""A host owns one incarnation of an extension: start, turn, collect, stop; bytes in, bytes out.
 
-A host owns one incarnation of an extension.  Its surface is what a process host will offer too: start, turn,
-collect, stop; bytes in, bytes out.
+Task placement: the extension's actor runs in this process, behind the same frames as in a process of its own
+(:class:`uxk.kernel.process_host.ProcessHost`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import trio
 
-from uxk.actor.actor import Actor, Crash, Output, Start
+from uxk.actor.actor import Actor, Crash, Output, Saved, Start
 from uxk.module import Extension
+
+
+class Host(Protocol):
+    """What the kernel knows of a host, wherever its extension runs."""
+
+    done: trio.Event | None
+    """Set when nothing of it runs any more; None if nothing ever has."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether a task of the extension's may stage output outside turns."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """Process that it runs in."""
+        ...
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it can be given nothing for now; it wakes its instance when it can."""
+        ...
+
+    @property
+    def crash(self) -> Crash | None:
+        """What ended the actor, if something did."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether its ``run`` has come to an end."""
+        ...
+
+    def setup(self) -> bool:
+        """The extension's own initialisation; whether it is over when this returns."""
+        ...
+
+    def start_task(
+        self, nursery: trio.Nursery, clock: Callable[[], int], on_output: Callable[[], None],
+        on_exit: Callable[[], None], book: Callable[[trio.lowlevel.Task], None], kick: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """Starts ``run``."""
+
+    def turn(self, now_ns: int, down: Sequence[bytes], answers: Sequence[bytes]) -> Output:
+        """One turn of the actor."""
+        ...
+
+    def collect(self) -> Output:
+        """What was staged outside turns."""
+        ...
+
+    def checkpoint(self, on_saved: Callable[[Saved], object]) -> None:
+        """Asks a healthy extension for its state; ``on_saved`` is called once, now or later, unless it dies first."""
+
+    def stop(self, reason: str) -> Output:
+        """Says goodbye to a healthy extension and returns its last words."""
+        ...
+
+    async def farewell(self, reason: str) -> None:
+        """The same ahead of time, where last words take time to come."""
+
+    def abandon(self) -> None:
+        """Cuts the incarnation off: nothing it says from now on is heard."""
 
 
 class TaskHost:
@@ -31,6 +95,16 @@ class TaskHost:
         self.done: trio.Event | None = None
 
     @property
+    def pid(self) -> int:
+        """This process."""
+        return os.getpid()
+
+    @property
+    def stalled(self) -> bool:
+        """Never: nothing lies between it and its kernel that could be full."""
+        return False
+
+    @property
     def crash(self) -> Crash | None:
         """What ended the actor, if something did."""
         return self._actor.crash
@@ -40,9 +114,10 @@ class TaskHost:
         """Whether its ``run`` has come to an end."""
         return self.done is not None and self.done.is_set()
 
-    def setup(self) -> None:
+    def setup(self) -> bool:
         """The extension's own initialisation."""
         self._actor.setup()
+        return True
 
     def start_task(
         self, nursery: trio.Nursery, clock: Callable[[], int], on_output: Callable[[], None],
@@ -75,10 +150,17 @@ class TaskHost:
         """What was staged outside turns."""
         return self._actor.output()
 
+    def checkpoint(self, on_saved: Callable[[Saved], object]) -> None:
+        """Asks a healthy extension for its state."""
+        on_saved(self._actor.checkpoint())
+
     def stop(self, reason: str) -> Output:
         """Says goodbye to a healthy extension and returns its last words."""
         self._actor.stop(reason)
         return self._actor.output()
+
+    async def farewell(self, reason: str) -> None:
+        """Its last words come at once, from :meth:`stop`."""
 
     def abandon(self) -> None:
         """Cuts the incarnation off: nothing it says from now on is heard."""

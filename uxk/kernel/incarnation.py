@@ -15,8 +15,9 @@ from uxk.core.manifest import parse_capability
 from uxk.errors import UxkError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.devices import DeviceRegistry
-from uxk.kernel.host import TaskHost
+from uxk.kernel.host import Host, TaskHost
 from uxk.kernel.machine import Machine
+from uxk.kernel.process import Processes
 from uxk.kernel.seconds import cpu_ns
 from uxk.kernel.supervisor import Supervisor
 from uxk.kernel.tasktime import TaskTime
@@ -38,6 +39,7 @@ class Incarnations:
         self.task_time = TaskTime(machine)
         self.kick: Callable[[], bool] = _no_kick
         """Lets the dispatcher act inside a task's call; set by who has one."""
+        self.processes = Processes(machine)
         self.nursery: trio.Nursery | None = None
         """Where tasks of extensions run; there is one while the kernel is up."""
         machine.caps.on_delete["queue"] = self._queues_revoked
@@ -48,27 +50,23 @@ class Incarnations:
         machine, restarted = self._machine, agent.incarnation > 0
         try:
             self._grant(agent)
+            host: Host = machine.host_filter(agent, self._host(agent))
         except UxkError as exc:
             if not restarted:
                 raise
             self.supervisor.not_started(agent, exc)
             return
-        start = Start(
-            name=agent.name, instance=agent.id, depth=agent.queues.sq.depth, now_ns=machine.now_ns,
-            seed=machine.streams.integer(f"instance/{agent.name}/{agent.incarnation}"),
-            params=msgspec.msgpack.encode(agent.params), device=agent.device_name,
-        )  # fmt: skip
-        map_region = partial(self._map_region, agent)
-        host: TaskHost = machine.host_filter(agent, TaskHost(agent.extension_class, start, map_region))
         agent.host = host
         agent.on_ready = partial(self._ready, agent)
         agent.on_exit = partial(self.supervisor.exited, agent)
         machine.note("start", agent.id, f"{agent.name} {agent.incarnation}".encode())
         if restarted:  # the first time, the loader waits and has a limit of its own
-            agent.set_life_timer(agent.manifest.ready_timeout_ns, partial(self._not_ready, agent))
+            agent.set_life_timer(self.ready_timeout_ns(agent), partial(self._not_ready, agent))
         began_ns = cpu_ns()
-        host.setup()
+        set_up = host.setup()
         agent.account.cpu_ns += cpu_ns() - began_ns
+        if not set_up:
+            return  # the process says when
         if host.runs and host.crash is None:
             assert self.nursery is not None
             host.start_task(
@@ -80,6 +78,29 @@ class Incarnations:
         if agent.manifest.ready == "setup" and host.crash is None:
             self._ready(agent)
         agent.collect()  # what setup asked for is there when modprobe returns
+
+    def _host(self, agent: KernelAgent) -> Host:
+        machine = self._machine
+        state, agent.handed = agent.handed, None
+        start = Start(
+            name=agent.name, instance=agent.id, depth=agent.queues.sq.depth, now_ns=machine.now_ns,
+            seed=machine.streams.integer(f"instance/{agent.name}/{agent.incarnation}"),
+            params=msgspec.msgpack.encode(agent.params), device=agent.device_name, state=state,
+        )  # fmt: skip
+        if agent.placement == "process":
+            self.processes.nursery = self.nursery
+            return self.processes.host(agent, start, partial(self._set_up, agent))
+        return TaskHost(agent.extension_class, start, partial(self._map_region, agent))
+
+    def _set_up(self, agent: KernelAgent) -> None:
+        """A process on the real clock has finished setup."""
+        if agent.manifest.ready == "setup":
+            self._ready(agent)
+
+    def ready_timeout_ns(self, agent: KernelAgent) -> int:
+        """Limit of the way to readiness; on the real clock the start of a process is not the module's to answer for."""
+        starting = agent.placement == "process" and self._machine.clock == "real"
+        return agent.manifest.ready_timeout_ns + (self.processes.start_ns if starting else 0)
 
     def _grant(self, agent: KernelAgent) -> None:
         caps = self._machine.caps
@@ -100,7 +121,7 @@ class Incarnations:
             self._machine.mark_dirty(agent)
 
     def _not_ready(self, agent: KernelAgent) -> None:
-        self.supervisor.hung(agent, f"not ready within {agent.manifest.ready_timeout_ns} ns after its restart")
+        self.supervisor.hung(agent, f"not ready within {self.ready_timeout_ns(agent)} ns after its restart")
 
     def _ready(self, agent: KernelAgent) -> None:
         """The readiness signal."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from weakref import ref
 
 from uxk import limits
@@ -13,12 +13,22 @@ from uxk.core.caps import Capability
 from uxk.errors import BudgetError, CapabilityError, UsageError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.machine import Machine
+from uxk.kernel.process_start import Shared
 from uxk.uapi import entries as e
 from uxk.uapi.ids import CapId
 from uxk.uapi.rights import Rights
 
 _OWN: Final = Rights.READ | Rights.WRITE | Rights.GRANT
 _VIEWS_TIDY: Final = 64
+_IDLE_FILES: Final = 64
+"""Regions that keep a file of their own though no process may see them."""
+
+
+class Tell(Protocol):
+    """How processes hear what has become of memory that they have mapped."""
+
+    def __call__(self, agent: KernelAgent, cap: int, *, moved: bool) -> None:
+        """The memory of a capability has moved to a new file, or is not the process's any more."""
 
 
 class Memory:
@@ -28,6 +38,14 @@ class Memory:
         self._machine = machine
         self._views: dict[int, list[ref[memoryview]]] = {}
         """Mappings by the capability that allowed them: let go when it ends."""
+        self._shown: dict[int, dict[int, tuple[KernelAgent, bool]]] = {}
+        """What processes have mapped: by region and capability, who, and whether for writing."""
+        self._idle: dict[int, None] = {}
+        """Regions that processes had mapped and have no right to now, the oldest first: loans, mostly."""
+        self._freeing = -1
+        """The region that is being taken back: nobody needs it any more."""
+        self.tell: Tell = _nobody
+        """Set by who has processes."""
         machine.caps.on_delete["arena"] = self._unmap
 
     def services(self) -> dict[type, Callable[[KernelAgent, Any], tuple[int, bytes] | None]]:
@@ -72,7 +90,11 @@ class Memory:
         return 0, b""
 
     def _release(self, agent: KernelAgent, offset: int) -> None:
+        self._freeing = offset
         self._machine.caps.revoke_target("arena", str(offset))
+        self._freeing = -1
+        self._shown.pop(offset, None)
+        self._idle.pop(offset, None)
         length = agent.regions.pop(offset)
         for name, kept in list(agent.kept_regions.items()):
             if kept == offset:
@@ -94,9 +116,94 @@ class Memory:
     @property
     def mappings(self) -> int:
         """Mappings that are remembered."""
-        return sum(map(len, self._views.values()))
+        return sum(map(len, self._views.values())) + sum(map(len, self._shown.values()))
+
+    def share(self, agent: KernelAgent, cap: int, writable: bool) -> Shared:
+        """As :meth:`map_region` for a process: a descriptor, which the caller closes; EMFILE or ENOMEM if none is left.
+
+        It leads to the whole region, for reading or for both: this the processor enforces; which bytes of it are
+        meant, the process's runtime does.
+        """
+        right = Rights.READ | Rights.WRITE if writable else Rights.READ
+        found = self._machine.caps.check(agent.id, CapId(cap), "arena", right)
+        shared = self._machine.shared
+        offset = self._machine.arena.region(found.start).offset
+        shown = self._shown.get(offset, {})
+        if not any(other is agent for other, _ in shown.values()):
+            self._check_count(agent)
+        before = shared.generation(offset)
+        window = shared.window(offset, writable=writable)
+        self._shown[offset] = shown
+        self._idle.pop(offset, None)
+        if before not in (0, window.generation):
+            self._moved(offset)
+        shown[cap] = agent, writable or shown.get(cap, (agent, False))[1]
+        return Shared(
+            window.descriptor, found.start - offset, found.length, window.number, window.generation
+        )  # fmt: skip
+
+    def _check_count(self, agent: KernelAgent) -> None:
+        """Each region that processes see costs the kernel a descriptor: nobody may use them up."""
+        count = sum(any(other is agent for other, _ in shown.values()) for shown in self._shown.values())
+        if count >= limits.HOST_REGIONS_MAX:
+            raise BudgetError(f"{agent.name}: {count} regions are mapped in its process already", errno=errno.EMFILE)
+
+    def _rests(self, offset: int) -> None:
+        """No process may see a region for now; the file stays a while, as what was lent is soon lent again."""
+        self._idle[offset] = None
+        if len(self._idle) > _IDLE_FILES:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            self._move(oldest, writers=None)
+
+    def _move(self, offset: int, *, writers: bool | None) -> None:
+        """A region leaves its file: for another, or with None for the kernel's own.
+
+        Never fails, as revoking must not: then the log says who may have kept what.
+        """
+        shared = self._machine.shared
+        try:
+            if writers is None:
+                shared.retire(offset)
+            elif shared.renew(offset, writable=writers):
+                self._moved(offset)
+        except BudgetError as exc:
+            self._machine.log("warning", "kernel", f"{exc}: it stays where processes may have kept it")
+
+    def _moved(self, offset: int) -> None:
+        for cap, (agent, _) in self._shown.get(offset, {}).items():
+            if agent.host is not None:
+                self.tell(agent, cap, moved=True)
+
+    def _withdraw(self, cap: Capability, offset: int) -> None:
+        """A process may not see a region any more, or not by this capability.
+
+        It has the descriptor, so the region leaves its file, and everybody else is told.  Not after a loan, which ends
+        with every request, nor if another process writes there on its own clock: what it writes on its way would be
+        lost.  Then the process that is not to see it might still, until the region is freed.
+        """
+        shown = self._shown[offset]
+        agent, wrote = shown.pop(cap.id)
+        killed = agent.host is None
+        if not killed:
+            self.tell(agent, cap.id, moved=False)
+        if not shown:
+            del self._shown[offset]
+            if offset != self._freeing:
+                if cap.lent or killed:
+                    self._rests(offset)
+                else:
+                    self._move(offset, writers=None)
+        elif not killed and not cap.lent and offset != self._freeing:
+            if any(other is agent and (writable or not wrote) for other, writable in shown.values()):
+                return  # it may see as much by another
+            writers = any(writable for _, writable in shown.values())
+            if not writers or self._machine.clock != "real":
+                self._move(offset, writers=writers)
 
     def _unmap(self, cap: Capability) -> None:
+        if self._shown and cap.id in self._shown.get(int(cap.target), ()):
+            self._withdraw(cap, int(cap.target))
         for each in self._views.pop(cap.id, ()):
             view = each()
             if view is not None:
@@ -111,3 +218,7 @@ class Memory:
                 self._machine.caps.revoke_target("arena", str(offset))
             else:
                 self._release(agent, offset)
+
+
+def _nobody(agent: KernelAgent, cap: int, *, moved: bool) -> None:
+    """There are no processes."""
