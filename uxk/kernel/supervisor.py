@@ -8,27 +8,19 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from uxk.actor.actor import Crash
 from uxk.core import lifecycle
-from uxk.core.codec import completion_codec, down_codec, down_reply_codec, up_codec
-from uxk.core.eventhash import LONG_BYTES
 from uxk.core.restart import GiveUp, Restart
+from uxk.kernel import oops
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.machine import Machine
-from uxk.limits import ENTRY_MAX_COUNT
 from uxk.uapi.entries import Ping
 
 if TYPE_CHECKING:
     from uxk.kernel.reclaim import Reclaimer
-
-LAST_EVENTS: Final = 8
-"""Events of the instance shown in the report of an oops."""
-_CODECS: Final = {"in": (down_codec, completion_codec), "replies": (down_reply_codec,), "up": (up_codec,)}
-
-OOPS_LINES: Final = 64
-"""Lines of a traceback in the log: its text is the extension's to choose, and must not wash the log out."""
+    from uxk.kernel.supervision import Supervisors
 
 
 class Supervisor:
@@ -41,6 +33,9 @@ class Supervisor:
         """Starts a new incarnation; set by who starts the first."""
         self.give_up: Callable[[KernelAgent, str], None] = lambda agent, reason: None
         """Takes an instance down for good; set by the loader."""
+        self.supervisors: Supervisors | None = None
+        """Who decides about instances that have a supervisor; those without have their own policy."""
+        self._stopping: KernelAgent | None = None
 
     # --- watching ---
 
@@ -90,15 +85,17 @@ class Supervisor:
             return
         agent.account.faults += 1
         self._machine.note("crash", agent.id, f"{crash.where} {crash.kind}".encode(errors="replace"))
-        self.oops(agent, crash)
+        oops.report(agent, crash)
         if agent.state is lifecycle.ModuleState.GOING:  # its end is under way already
             agent.detach()
+            return
+        if agent is self._stopping:  # it is being taken down
             return
         if agent.state is not lifecycle.ModuleState.LIVE and agent.incarnation == 0:
             agent.detach()
             agent.on_failed(crash)
             return
-        self._down(agent, crashed=True, why=f"{crash.kind} in {crash.where}")
+        self._down(agent, crashed=True, why=f"{crash.kind} in {crash.where}", detail=crash.message)
 
     def not_started(self, agent: KernelAgent, why: Exception) -> None:
         """A new incarnation could not even be given what it needs: as if it had died at once."""
@@ -111,57 +108,54 @@ class Supervisor:
             self._machine.log("notice", agent.name, "exited")
             self._down(agent, crashed=False, why="exit")
 
-    def _down(self, agent: KernelAgent, *, crashed: bool, why: str) -> None:
+    def _down(self, agent: KernelAgent, *, crashed: bool, why: str, detail: str = "") -> None:
         agent.detach()
         self._reclaimer.crashed(agent)
+        if agent.upgrade is not None and agent.upgrade.died(f"{why}: {detail}" if detail else why):
+            return
+        if self.supervisors is not None and agent.name in self.supervisors.tree:
+            self._rest(agent)
+            self.supervisors.exited(agent, crashed=crashed, why=why)
+            return
         decision = agent.restarter.on_exit(self._machine.now_ns, crashed)
         if isinstance(decision, Restart):
-            agent.state = lifecycle.advance(agent.state, lifecycle.Event.DIE)
-            agent.requests.on_death(agent.manifest.fate)
+            self._rest(agent)
             self._machine.log(
                 "notice", agent.name, f"restarts in {decision.delay_ns} ns ({why})", restart_ns=decision.delay_ns
             )
-            agent.set_life_timer(decision.delay_ns, partial(self._restart, agent))
+            agent.set_life_timer(decision.delay_ns, partial(self.restart, agent))
             return
         agent.requests.close(errno.EIO)
         reason = decision.reason if isinstance(decision, GiveUp) else f"policy {agent.manifest.restart.mode}"
         self._machine.log("err", agent.name, f"stays down: {reason}")
         self.give_up(agent, reason)
 
-    def _restart(self, agent: KernelAgent) -> None:
+    def _rest(self, agent: KernelAgent) -> None:
+        """It is down, and will be started again."""
+        agent.state = lifecycle.advance(agent.state, lifecycle.Event.DIE)
+        agent.requests.on_death(agent.manifest.fate)
+
+    def take_down(self, agent: KernelAgent, why: str) -> None:
+        """Ends the incarnation of a healthy instance, which :meth:`restart` will follow; one that is down stays so."""
+        if agent.upgrade is not None:
+            agent.upgrade.interrupt(why)
+        if agent.host is None:
+            return
+        self.end(agent, why)
+        self._rest(agent)
+
+    def end(self, agent: KernelAgent, why: str) -> None:
+        """Lets a healthy incarnation say goodbye, cuts it off, and reclaims what it held."""
+        self._stopping = agent
+        try:
+            agent.last_words(why)
+        finally:
+            self._stopping = None
+        agent.detach()
+        self._reclaimer.crashed(agent)
+
+    def restart(self, agent: KernelAgent) -> None:
+        """Starts the next incarnation of an instance that is down."""
         agent.state = lifecycle.advance(agent.state, lifecycle.Event.RETRY)
         agent.account.restarts += 1
         self.start(agent)
-
-    # --- reporting ---
-
-    def oops(self, agent: KernelAgent, crash: Crash) -> None:
-        """The report: what died, where, its queues, its last messages, its traceback."""
-        log, name = self._machine.log, agent.name
-        log(
-            "err", name, f"oops: {crash.kind} in {crash.where}: {crash.message}",
-            incarnation=agent.incarnation, inflight=agent.account.inflight, commands=len(agent.commands),
-        )  # fmt: skip
-        for now_ns, which, _, frame in self._machine.hash.last(agent.id, LAST_EVENTS):
-            if which in _CODECS:
-                log("info", name, f"oops: last {which} at {now_ns} ns: {describe(which, frame)}")
-        for edge in self._machine.waits.waiting_for(agent.node)[:OOPS_LINES]:
-            log("info", name, f"oops: waits for {edge}")
-        lines = crash.traceback.splitlines()
-        if len(lines) > OOPS_LINES:  # the beginning says how it came there, the end what happened
-            cut = len(lines) - OOPS_LINES
-            lines = [*lines[: OOPS_LINES >> 1], f"... {cut} lines left out ...", *lines[-(OOPS_LINES >> 1) :]]
-        for line in lines:
-            log("info", name, f"oops: | {line}")
-
-
-def describe(which: str, frame: bytes) -> str:
-    """A frame in words, for people: its entries, or why it cannot be read."""
-    for codec in _CODECS.get(which, ()):
-        entries, _ = codec.decode(frame, ENTRY_MAX_COUNT)
-        if entries:
-            text = ", ".join(repr(entry) for entry in entries[:4])
-            return text + (f", and {len(entries) - 4} more" if len(entries) > 4 else "")
-    if len(frame) == LONG_BYTES:
-        return f"a frame of {LONG_BYTES} bytes or more, too long to keep; it begins {frame[:32].hex()}"
-    return f"{len(frame)} bytes that are no entries: {frame[:32].hex()}"
