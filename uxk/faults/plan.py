@@ -14,9 +14,15 @@ from uxk.faults.device import Channel, DeviceFault
 from uxk.faults.host import FaultyHost
 from uxk.faults.model import FAULTS_MAX, Fault, problem
 from uxk.faults.strike import Striker
+from uxk.faults.trigger import Triggers
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.host import TaskHost
 from uxk.kernel.kernel import Kernel
+
+
+def stream_of(index: int, fault: Fault) -> str:
+    """The random stream of a fault: a name of its own keeps its chance when others of the plan go."""
+    return f"fault/{fault.name or index}"
 
 
 class FaultPlan:
@@ -35,10 +41,11 @@ class FaultPlan:
         self._channels: dict[tuple[str, str], Channel] = {}
         self._devices: dict[int, DeviceFault] = {}
         self._next = len(faults)
+        self._triggers = Triggers(kernel)
         for index, fault in enumerate(faults):
             if wrong := problem(fault):
                 raise ConfigError(f"faults[{index}]: {wrong}")
-            self._enter(Striker(index, fault, machine.streams.stream(f"fault/{index}")))
+            self._enter(Striker(index, fault, machine.streams.stream(stream_of(index, fault))))
 
     def _enter(self, striker: Striker) -> None:
         """Takes one more into the plan; those on messages act from the instance's next incarnation on."""
@@ -71,15 +78,26 @@ class FaultPlan:
         return agent
 
     def _arm(self, striker: Striker) -> None:
-        machine = self._kernel.machine
-        machine.refresh()
-        striker.origin_ns = machine.now_ns
+        """Begins its time: now, or when what it waits for has come to pass."""
         device = self._devices.get(striker.index)
         if device is not None:
             device.check()
+        fault = striker.fault
+        if fault.when:
+            striker.cancel = self._triggers.wait(fault.when, fault.module, lambda _: self._begin(striker))
+        else:
+            self._begin(striker)
+
+    def _begin(self, striker: Striker) -> None:
+        if striker not in self.strikers or striker.origin_ns is not None:
+            return
+        machine = self._kernel.machine
+        striker.origin_ns, striker.cancel = machine.now_ns, None
+        device = self._devices.get(striker.index)
+        if device is not None:
             device.start()
         elif striker.fault.timed:
-            striker.timer = machine.call_at(machine.now_ns + striker.fault.at_ns, self._strike, striker)
+            striker.timer = machine.heap.call_at(machine.now_ns + striker.fault.at_ns, self._strike, striker)
 
     # --- while it runs ---
 
@@ -96,7 +114,8 @@ class FaultPlan:
         if len(self.strikers) >= FAULTS_MAX:
             raise ConfigError(f"{len(self.strikers)} faults, at most {FAULTS_MAX}", errno=errno.ENOSPC)
         agent = self._agent_of(fault, "")
-        striker = Striker(self._next, fault, self._kernel.machine.streams.stream(f"fault/{self._next}"))
+        stream = self._kernel.machine.streams.stream(stream_of(self._next, fault))
+        striker = Striker(self._next, fault, stream)
         if any(other.name == striker.name for other in self.strikers):
             raise ConfigError(f"name={striker.name}: there is a fault of that name", errno=errno.EEXIST)
         self._next += 1
@@ -112,16 +131,27 @@ class FaultPlan:
             names = [striker.name for striker in self.strikers]
             hint = did_you_mean(name, names)
             raise ConfigError(f"no fault {name!r}{hint}; there are: {', '.join(names) or 'none'}", errno=errno.ENOENT)
-        striker.origin_ns = None
-        if striker.timer is not None:
-            self._kernel.machine.heap.cancel(striker.timer)
-            striker.timer = None
+        self._disarm(striker)
         self.strikers.remove(striker)
         module = canonical(striker.fault.module)
         if striker in self._by_module.get(module, ()):
             self._by_module[module].remove(striker)
         if (agent := self._kernel.agents.get(module)) is not None:
             self._aim(agent)
+
+    def stop(self) -> None:
+        """No fault strikes any more; what they did stays counted, and what they hold back is still to come."""
+        for striker in self.strikers:
+            self._disarm(striker)
+
+    def _disarm(self, striker: Striker) -> None:
+        striker.origin_ns = None
+        if striker.cancel is not None:
+            striker.cancel()
+            striker.cancel = None
+        if striker.timer is not None:
+            self._kernel.machine.heap.cancel(striker.timer)
+            striker.timer = None
 
     def _aim(self, agent: KernelAgent) -> None:
         """Gives an instance that runs the faults that it has now.  Between two turns a host may be exchanged."""
@@ -133,7 +163,7 @@ class FaultPlan:
             agent.host = cast("Any", FaultyHost(agent, host, strikers))
 
     def _strike(self, striker: Striker) -> None:
-        """A crash or hang whose time has come; one that finds its instance down waits for the next time."""
+        """A fault of a whole instance whose time has come; one that finds its instance down waits for the next time."""
         fault, machine = striker.fault, self._kernel.machine
         striker.timer = None
         agent = self._kernel.agents.get(canonical(fault.module))
@@ -147,9 +177,10 @@ class FaultPlan:
             agent.on_crash(agent, Crash("fault", "Injected", f"fault {striker.name}", ""))
         else:
             striker.note(agent, "")
-            host.hang(fault.duration_ns)
-        if fault.every_ns and not striker.exhausted:
-            striker.timer = machine.heap.call_at(machine.now_ns + fault.every_ns, self._strike, striker)
+            host.strike_now(fault)
+        again_ns = machine.now_ns + fault.every_ns
+        if fault.every_ns and not striker.exhausted and striker.open_at(again_ns):
+            striker.timer = machine.heap.call_at(again_ns, self._strike, striker)
 
     def results(self) -> dict[str, dict[str, object]]:
         """Per fault, by name: kind, module, and how often it has struck."""

@@ -24,9 +24,10 @@ PATH: Final = "/sys/kernel/faults"
 LINE_MAX_CHARS: Final = 512
 LIVE_MAX: Final = 24
 """Faults of a running kernel: their lines must fit into one attribute."""
-_DEVICE_ONLY: Final = frozenset({"rule", "until_ns", "attribute"})
+_DEVICE_ONLY: Final = frozenset({"rule", "attribute"})
 _FIELDS: Final = {field.name: field for field in msgspec.structs.fields(Fault) if field.name not in _DEVICE_ONLY}
-_INTEGERS: Final = frozenset({"probability_ppm", "count"})
+_INTEGERS: Final = frozenset({"probability_ppm", "count", "after", "factor", "entries"})
+_UNITS: Final = ("ns", "bytes")
 
 
 def parse_fault(text: str) -> Fault:
@@ -50,9 +51,9 @@ def parse_fault(text: str) -> Fault:
 
 
 def _value(key: str, text: str) -> int | str:
-    if not key.endswith("_ns") and key not in _INTEGERS:
+    unit = next((unit for unit in _UNITS if key.endswith(f"_{unit}")), "")
+    if not unit and key not in _INTEGERS:
         return text
-    unit = "ns" if key.endswith("_ns") else ""
     try:
         return parse_integer(text, unit)
     except ValueError as exc:
