@@ -26,6 +26,7 @@ from uxk.cli.common import (
     print_json,
 )
 from uxk.cli.run_lfs import add_options, refuse_options, run_lfs
+from uxk.cli.run_mm import run_mm
 from uxk.errors import ModuleError, UsageError
 
 if TYPE_CHECKING:
@@ -101,17 +102,21 @@ def _list(json: bool) -> int:
 def _run(args: argparse.Namespace) -> int:
     from uxk.scenario.find import open_scenario
     from uxk.scenario.lfs.study import open_study
+    from uxk.scenario.mm.study import open_lab
     from uxk.scenario.run import run_one, run_seeds
 
+    if (lab := open_lab(args.scenario)) is not None:
+        refuse_options(args)
+        return run_mm(args, lab[0], option_values(args.option))
     if (found := open_study(args.scenario)) is not None:
-        return run_lfs(args, *found, _options(args.option), _printer() if args.verbose else None)
+        return run_lfs(args, *found, option_values(args.option), _printer() if args.verbose else None)
     refuse_options(args)
     scenario, text = open_scenario(args.scenario)
     progress = _Progress(scenario.until) if sys.stderr.isatty() and not args.verbose else None
     first = scenario.seed if args.seed is None else args.seed
     settings: dict[str, Any] = {
-        "options": _options(args.option), "text": text, "where": args.scenario, "costs": args.costs, "out": args.out,
-        "on_record": _printer() if args.verbose else None, "on_progress": progress,
+        "options": option_values(args.option), "text": text, "where": args.scenario, "costs": args.costs,
+        "out": args.out, "on_record": _printer() if args.verbose else None, "on_progress": progress,
     }  # fmt: skip
     try:
         if args.seeds is None:
@@ -126,7 +131,8 @@ def _run(args: argparse.Namespace) -> int:
     return max(result.exit_code for result in results)
 
 
-def _options(words: list[str]) -> dict[str, str]:
+def option_values(words: list[str]) -> dict[str, str]:
+    """``["until=1s"]`` as a dict.  Raises UsageExit."""
     options: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")

@@ -13,6 +13,7 @@ from uxk.core.kmsg import FACILITY_KERNEL
 from uxk.core.lifecycle import ModuleState
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, UsageError
+from uxk.faults.plan import FaultPlan
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.kernel import Kernel
 from uxk.scenario.workload import Generator
@@ -31,11 +32,17 @@ class Watched:
         self.agents: dict[str, KernelAgent] = {}
         """Every instance of the run, also those that are gone."""
         self.generators: list[Generator] = []
+        self.plan = FaultPlan(kernel, ())
+        """The run's faults."""
         self.bugs: list[str] = []
         """Lines in which the kernel admits a bug."""
         self.oopses: dict[int, str] = {}
         """What each instance died of last, by its id."""
+        self.given_up: set[str] = set()
+        """Instances that stay down by their restart policy, rather than because somebody has removed them."""
         self.stalled = ""
+        self.last_turns: dict[str, tuple[int, int]] = {}
+        """By name, for rules: turns so far of an instance that is held back, and since when it has had no more."""
         self._last: tuple[int, int] = (0, 0)
 
     def refresh(self) -> None:
@@ -48,6 +55,8 @@ class Watched:
         """A line of kmsg."""
         if record.facility == FACILITY_KERNEL and ("bug" in record.fields or record.text.startswith("BUG")):
             self.bugs.append(record.text)
+        elif record.facility == FACILITY_KERNEL and record.text.startswith("stays down: "):
+            self.given_up.add(record.source)
         elif record.facility == FACILITY_KERNEL and record.text.startswith("oops: ") and "incarnation" in record.fields:
             agent = self.kernel.agents.get(record.source)
             if agent is not None:

@@ -13,10 +13,14 @@ from msgspec import Meta
 
 from uxk.core.cost import CostModel
 from uxk.core.manifest import canonical
+from uxk.core.supervision import SUPERVISORS_MAX
 from uxk.errors import ConfigError
 from uxk.faults.model import FAULTS_MAX, Fault, ModuleName, Ns
 from uxk.kernel.kernel import Kernel
 from uxk.limits import I64_MAX, NAME_MAX_BYTES, NS_PER_S, PATH_MAX_BYTES, PPM, QUEUE_DEPTH_MAX
+from uxk.scenario.exploring import Exploration
+from uxk.uapi.manifest import Placement
+from uxk.uapi.supervisor import SupervisorSpec
 
 TRANSFER_MAX_BYTES: Final = 128 << 10
 """Largest request of a workload: half of what an entry may carry, so that data and answer always fit."""
@@ -41,6 +45,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     file: FilePath = ""
     """Relative to the scenario's file."""
     instance: Annotated[str, Meta(max_length=NAME_MAX_BYTES)] = ""
+    placement: Placement | None = None
+    """Where it runs, if not where its manifest says."""
     params: dict[str, Any] = {}
 
     @property
@@ -145,11 +151,17 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     subsystems: dict[str, dict[str, Any]] = {}
     blk: BlockQueues | None = None
     """Request queues for devices of class ``block``: docs/block-layer.md."""
+    supervisors: tuple[SupervisorSpec, ...] = ()
+    """Who looks after whom, once all modules are loaded."""
     workloads: tuple[AnyWorkload, ...] = ()
     faults: tuple[Fault, ...] = ()
     checks: tuple[Check, ...] = ()
     invariants: tuple[str, ...] = DEFAULT_INVARIANTS
     invariant_interval_ns: Annotated[int, Meta(ge=1000, le=I64_MAX, extra={"unit": "ns"})] = 1_000_000
+    schedule: Literal["fifo", "random"] = "fifo"
+    """Which instance runs next: the one that has been runnable for longest, or any (stream ``schedule``)."""
+    explore: Exploration | None = None
+    """Which faults `uxk explore` may draw: docs/explore.md."""
     drive: Callable[[Kernel], Awaitable[object]] | None = None
     """A coroutine function that runs beside the workloads; Python only.  A dict that it returns is ``drive``
     among the results."""
@@ -161,6 +173,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for what, parts, most in (
             ("modules", self.modules, PARTS_MAX), ("workloads", self.workloads, PARTS_MAX),
             ("checks", self.checks, PARTS_MAX), ("faults", self.faults, FAULTS_MAX),
+            ("supervisors", self.supervisors, SUPERVISORS_MAX),
         ):  # fmt: skip
             if len(parts) > most:
                 raise ConfigError(f"{what}: {len(parts)}, at most {most}")
@@ -168,6 +181,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if bool(load.name) == bool(load.file):
                 raise ConfigError(f"modules[{number}]: needs a name or a file, and not both")
         _unique("modules", [load.loaded_as for load in self.modules if load.loaded_as])
+        _unique("supervisors", [spec.name for spec in self.supervisors])
         _unique("workloads", [workload.name for workload in self.workloads])
         _unique("faults", [fault.name for fault in self.faults if fault.name])
         for number, workload in enumerate(self.workloads):

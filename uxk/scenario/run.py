@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -24,6 +25,7 @@ from uxk.scenario.invariants import INVARIANTS, Watched
 from uxk.scenario.model import Load, Scenario
 from uxk.scenario.read import with_options
 from uxk.scenario.results import Result, Verdict, check_path, expects_failure, judge, kernel_figures, module_figures
+from uxk.scenario.schedule import draw_order
 from uxk.scenario.workload import Generator
 from uxk.subsystems.blk.layer import BlockLayer
 from uxk.uapi.info import Record
@@ -118,7 +120,9 @@ class Runner:
         self.on_record: list[Callable[[Record], object]] = [on_record] if on_record else []
         self.on_progress = on_progress
         self._watched = Watched(self.kernel)
-        self._plan = FaultPlan(self.kernel, scenario.faults)
+        self._plan = self._watched.plan = FaultPlan(self.kernel, scenario.faults)
+        if scenario.schedule == "random":
+            draw_order(self.kernel.machine)
         self._subsystems: dict[str, subsystems.Running] = {}
         self._blk: BlockLayer | None = None
         self._drive: dict[str, Any] = {}
@@ -157,6 +161,7 @@ class Runner:
                 self._faults_failed = [Verdict(f"fault {k}", False, v) for k, v in self._plan.failures().items()]
                 for generator in self._watched.generators:
                     generator.stop()
+                subsystems.halt_all(self._subsystems)
                 virtual_ns, events, event_hash = kernel.now_ns, kernel.machine.hash.count, kernel.event_hash()
         except KernelBug as bug:
             self._broken.setdefault("accounts-balance", str(bug))
@@ -181,12 +186,11 @@ class Runner:
         kernel, scenario = self.kernel, self.scenario
         self._blk = blk.attach(kernel, scenario.blk)
         for number, load in enumerate(scenario.modules):
-            try:
+            with self._placed(f"modules[{number}]"):
                 await self._load(load)
-            except (UsageError, ModuleError) as exc:  # the same error, with its place
-                file = f"{self._where}: " if self._where else ""
-                exc.args = (f"{file}modules[{number}]: {exc.args[0]}", *exc.args[1:])
-                raise
+        for number, spec in enumerate(scenario.supervisors):
+            with self._placed(f"supervisors[{number}]"):
+                kernel.supervise(spec)
         if self._blk is not None and scenario.blk is not None:
             blk.set_options(self._blk, scenario.blk)
         self._subsystems = subsystems.attach_all(kernel, scenario.subsystems)
@@ -201,12 +205,23 @@ class Runner:
             generator.start()
         self._schedule_tick()
 
+    @contextmanager
+    def _placed(self, place: str) -> Iterator[None]:
+        """The same error, with its place."""
+        try:
+            yield
+        except (UsageError, ModuleError) as exc:
+            file = f"{self._where}: " if self._where else ""
+            exc.args = (f"{file}{place}: {exc.args[0]}", *exc.args[1:])
+            raise
+
     async def _load(self, load: Load) -> None:
         instance = load.instance or None
+        options = load.params if load.placement is None else {**load.params, "placement": load.placement}
         if load.file:
-            await self.kernel.insmod(load.file, instance=instance, **load.params)
+            await self.kernel.insmod(load.file, instance=instance, **options)
         else:
-            await self.kernel.modprobe(load.name, instance=instance, **load.params)
+            await self.kernel.modprobe(load.name, instance=instance, **options)
 
     def _device(self, name: str) -> Device:
         devices = self.kernel.devices.devices
@@ -311,6 +326,7 @@ class Runner:
             "workloads": {g.spec.name: g.results() for g in self._watched.generators},
             "faults": self._plan.results(),
             **({} if self._blk is None else {"blk": dict(self._blk.results())}),
+            **({"supervisors": self.kernel.supervisors.figures()} if self.scenario.supervisors else {}),
             "subsystems": {name: dict(running.results()) for name, running in self._subsystems.items()},
             "drive": self._drive,
             "kernel": kernel_figures(self.kernel),

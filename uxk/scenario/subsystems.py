@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from uxk.core.params import parse_params
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, UsageError
 from uxk.kernel.kernel import Kernel
 from uxk.scenario.lfs.params import LfsScenario
+from uxk.scenario.mm.params import MmScenario
 from uxk.uapi.manifest import Params
 
 
@@ -23,6 +24,15 @@ class Running(Protocol):
 
     def results(self) -> Mapping[str, Any]:
         """Its figures, for ``subsystems.NAME`` among the results."""
+        ...
+
+
+@runtime_checkable
+class Halts(Protocol):
+    """A subsystem with threads that would go on for ever."""
+
+    def halt(self) -> None:
+        """Stops them, and whatever they wait for."""
         ...
 
 
@@ -55,6 +65,13 @@ def attach_all(kernel: Kernel, wanted: Mapping[str, Mapping[str, Any]]) -> dict[
     }
 
 
+def halt_all(running: Mapping[str, Running]) -> None:
+    """The end of a run, when all figures are taken: subsystems with threads of their own stop them."""
+    for each in running.values():
+        if isinstance(each, Halts):
+            each.halt()
+
+
 def check_names(wanted: Mapping[str, object]) -> None:
     """Raises :class:`ConfigError`, with what is known, for an unknown subsystem."""
     for name in wanted:
@@ -69,4 +86,11 @@ def _lfs(kernel: Kernel, params: LfsScenario) -> Running:
     return attach(kernel, params)
 
 
+def _mm(kernel: Kernel, params: MmScenario) -> Running:
+    from uxk.scenario.mm.lab import attach
+
+    return attach(kernel, params)
+
+
 register_subsystem("lfs", LfsScenario, _lfs)
+register_subsystem("mm", MmScenario, _mm)

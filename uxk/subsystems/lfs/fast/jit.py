@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -47,14 +49,40 @@ def jit(function: F) -> F:
     """
     if numba is None:
         return function
-    return cast(F, _njit(cache=True, error_model="numpy", _nrt=False)(function))
+    return cast(F, _compiled(function))
 
 
 def inline(function: F) -> F:
     """As :func:`jit`, and part of its callers' code: passing arrays costs more than small functions do."""
     if numba is None:
         return function
-    return cast(F, _njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)(function))
+    return cast(F, _compiled(function, forceinline=True))
+
+
+def _compiled(function: Callable[..., Any], **options: bool) -> Any:
+    try:
+        return _njit(cache=True, error_model="numpy", _nrt=False, **options)(function)
+    except RuntimeError:  # nowhere to write, as in a host process behind its sandbox: what is there can be read
+        dispatcher = _njit(error_model="numpy", _nrt=False, **options)(function)
+        kept = _read_only_cache()
+        if kept is not None:
+            with suppress(RuntimeError):  # it has no file of its own
+                dispatcher._cache = kept(function)
+        return dispatcher
+
+
+@cache
+def _read_only_cache() -> Any:
+    """numba's cache beside the source without its test whether it can write there; None if this numba has another."""
+    from numba.core import caching  # type: ignore[import-untyped,unused-ignore]
+
+    beside: Any = getattr(caching, "InTreeCacheLocator", None) or getattr(caching, "_InTreeCacheLocator", None)
+    if beside is None:
+        return None
+    locator = type("Locator", (beside,), {"ensure_cache_path": lambda self: None})
+    impl = type("Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
+    body = {"_impl_class": impl, "save_overload": lambda self, signature, data: None}
+    return type("ReadOnlyCache", (caching.FunctionCache,), body)
 
 
 def _make_prefetch() -> Any:
