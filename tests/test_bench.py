@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SOAK = bool(os.environ.get("UXK_SOAK"))
 
 pytest.importorskip("simpy", reason="the extra `bench` is not installed")
 pytest.importorskip("pykka", reason="the extra `bench` is not installed")
@@ -141,3 +143,15 @@ def test_fio_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     (case,) = json.loads(path.read_text("utf-8"))["cases"]
     assert [row["name"] for row in case["rows"]] == ["uxk", "nbdkit", "qemu-nbd"]
     assert all(rate > 0 for row in case["rows"] for rate in row["rates"])
+
+
+@pytest.mark.parametrize("case", ["free/oneway/32", "free/roundtrip/32"] if SOAK else ["free/roundtrip/32"])
+def test_every_contender_between_processes_does_what_it_counts(case: str) -> None:
+    from bench.process import cases
+
+    found = {each.name: each for each in cases()}
+    for contender in found[case].contenders:
+        if SOAK or contender.name in ("uxk link", "uxk, virtual clock", "uxk, real clock"):
+            done, took_ns = contender.measure(64)
+            assert done >= 64 and took_ns > 0, contender.name
+    assert {name.partition("/")[2] for name in found} == {"oneway/32", "roundtrip/1", "roundtrip/32"}
