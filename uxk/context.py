@@ -7,7 +7,7 @@ path), or ``await`` it inside ``async def run``.  The entries leave as one frame
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -247,8 +247,14 @@ class Context:
         if len(timers) >= TIMERS_PER_ACTOR_MAX:
             raise BudgetError(f"{self.name}: more than {TIMERS_PER_ACTOR_MAX} timers")
         schedule = timers.call_at_daemon if daemon else timers.call_at
-        event = schedule(max(nanoseconds("due_ns", due_ns), self.now_ns), callback, argument)
-        self._note_output()
+        if type(due_ns) is not int or due_ns < 0:
+            due_ns = nanoseconds("due_ns", due_ns)
+        now_ns = self.now_ns
+        if due_ns < now_ns:
+            due_ns = now_ns
+        event = schedule(due_ns, callback, argument)
+        if self._on_output is not None:
+            self._on_output()
         return event
 
     def call_later_ns(
@@ -445,6 +451,14 @@ class Context:
     def settle_action(self, action: int, *, keep: bool) -> Reply:
         """Asks to keep an action's value for good, which its KPI must justify (EAGAIN, EACCES); or takes it back."""
         return self.command(lambda cid: e.SettleAction(cid, action, keep))
+
+    def recommend_build(self, module: str, constants: Mapping[str, int | str], *, why: str = "") -> Reply:
+        """Another build of a running module, on probation; answered at its end, with status 0 if it stays.
+
+        The manifest asks for ``module:NAME:submit``.  ENODEV: no builds of it are offered; EINVAL, EBUSY, EAGAIN (too
+        soon), ECANCELED (rolled back).
+        """
+        return self.command(lambda cid: e.RecommendBuild(cid, module, dict(constants), why))
 
     # --- decisions of its own ---
 

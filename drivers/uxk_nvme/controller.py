@@ -14,12 +14,12 @@ from uxk_nvme.command import Command
 from uxk_nvme.events import INVALID_DOORBELL, NAMESPACE_CHANGED, Events
 from uxk_nvme.features import Features
 from uxk_nvme.inject import struck
-from uxk_nvme.iommu import OFFSET_BITS
+from uxk_nvme.iommu import OFFSET_BITS, OFFSET_MASK
 from uxk_nvme.later import ENDLESS
 from uxk_nvme.logs import ErrorLog
 from uxk_nvme.namespaces import Namespace
 from uxk_nvme.queues import Done, Fast, Item, ReplyQueue
-from uxk_nvme.spec import MORE, PSDT_SGL, TRANSFER_MAX_BYTES, Io, Refused, Status, final
+from uxk_nvme.spec import MORE, PSDT_SGL, TRANSFER_MAX_BYTES, Feature, Io, Refused, Status, final
 
 if TYPE_CHECKING:
     from uxk_nvme.subsystem import Subsystem
@@ -29,6 +29,9 @@ Handler: TypeAlias = Callable[[Command], "int | None"]
 
 _READ: Final = Io.READ | PSDT_SGL << 8
 _WRITE: Final = Io.WRITE | PSDT_SGL << 8
+_KIND: Final = ~(0xFFFF << 16) & (1 << 64) - 1
+"""All of a command's first two dwords but its identifier."""
+_NO_VIEW: Final = memoryview(b"")
 CHANGED_MAX: Final = 1024
 
 
@@ -94,7 +97,7 @@ class Controller:
         if subsystem.slow or subsystem.faults.active:
             for index, entry in enumerate(entries):
                 self._execute(queue, index, entry, self.io_table, now_ns, ready)
-        else:
+        elif len(entries) > 1 or not self._run_one(queue, entries, now_ns, ready):
             self._run_fast(queue, entries, now_ns, ready)
         if ready:
             subsystem.counters.immediate += len(ready)
@@ -103,48 +106,53 @@ class Controller:
 
     def _bucket(self, queue: ReplyQueue) -> Callable[[int, ReplyQueue], list[Item]]:
         """Where completions of I/O commands wait: as feature 08h says, or else parameter ``coalesce_ns``."""
-        later, coalescing = self.subsystem.later, self.features.coalescing(queue.qid)
-        if coalescing is not None:
-            return partial(later.together, window_ns=coalescing[0], most=coalescing[1])
-        grain_ns = self.subsystem.coalesce_ns
+        subsystem = self.subsystem
+        later, grain_ns = subsystem.later, subsystem.coalesce_ns
+        if Feature.COALESCING in self.features.values:
+            coalescing = self.features.coalescing(queue.qid)
+            if coalescing is not None:
+                return partial(later.together, window_ns=coalescing[0], most=coalescing[1])
         return partial(later.together, window_ns=grain_ns, most=ENDLESS) if grain_ns else later.bucket
 
     def _run_fast(self, queue: ReplyQueue, entries: Sequence[Fast], now_ns: int, ready: list[Item]) -> None:
         """Reads and writes without flags, of whole and attached namespaces; the rest is executed as it comes.
 
-        Neighbours mostly address the same namespace and the same memory: what is known of those is kept.
+        Neighbours mostly differ in their addresses alone: what was found out about one holds for those that follow.
         """
         subsystem = self.subsystem
         bucket, latencies = self._bucket(queue), subsystem.counters.latencies
         read, write, active = subsystem.medium.read, subsystem.medium.write, self.active
         append = append_later = ready.append
-        nsid = handle = last_ns = -1
-        blocks = shift = base = start = equal = 0
-        view, last, readonly = memoryview(b""), -1, True
+        kind = kind_length = kind_control = handle = last_ns = last_slba = last_offset = -1
+        shift = base = start = equal = 0
+        view, last, readonly = _NO_VIEW, -1, True
+        act: Callable[[int, memoryview, int], int] = read
         for index, entry in enumerate(entries):
             head, address, length, slba, control = entry
-            if head >> 32 != nsid:
-                namespace, nsid = active.get(head >> 32), head >> 32
-                blocks = namespace.blocks if namespace is not None and namespace.writable else 0
-                if namespace is not None:
-                    shift, base = namespace.shift, namespace.base
-            if address >> OFFSET_BITS != handle:
-                handle = address >> OFFSET_BITS
-                view, last, readonly = subsystem.iommu.whole(handle)
-                start = handle << OFFSET_BITS
-            offset, key = address - start, head & 0xFFFF
-            # Equal lengths mean that there are no flags beside NLB, the longest transfer being what it is.
+            offset = address - start
             if (
-                (key != _READ and key != _WRITE) or slba + control >= blocks or length != control + 1 << shift
-                or length > TRANSFER_MAX_BYTES or offset + length > last or (readonly and key == _READ)
+                head & _KIND != kind or length != kind_length or control != kind_control or slba > last_slba
+                or not 0 <= offset <= last_offset
             ):  # fmt: skip
-                self._execute(queue, index, entry, self.io_table, now_ns, ready)
-                continue
-            data = view[offset : offset + length]
-            if key == _READ:
-                due_ns = read(base + (slba << shift), data, now_ns)
-            else:
-                due_ns = write(base + (slba << shift), data, now_ns)
+                if address >> OFFSET_BITS != handle:
+                    handle = address >> OFFSET_BITS
+                    view, last, readonly = subsystem.iommu.whole(handle)
+                    start = handle << OFFSET_BITS
+                    offset = address - start
+                namespace, key = active.get(head >> 32), head & 0xFFFF
+                # Equal lengths mean that there are no flags beside NLB, the longest transfer being what it is.
+                if (
+                    namespace is None or not namespace.writable or slba + control >= namespace.blocks
+                    or length != control + 1 << namespace.shift or length > TRANSFER_MAX_BYTES
+                    or offset + length > last or (key != _WRITE and (readonly or key != _READ))
+                ):  # fmt: skip
+                    self._execute(queue, index, entry, self.io_table, now_ns, ready)
+                    kind = handle = -1  # it may have changed what is kept here
+                    continue
+                kind, kind_length, kind_control = head & _KIND, length, control
+                shift, base, act = namespace.shift, namespace.base, read if key == _READ else write
+                last_slba, last_offset = namespace.blocks - control - 1, last - length
+            due_ns = act(base + (slba << shift), view[offset : offset + length], now_ns)
             if due_ns <= now_ns:
                 if due_ns >= 0:
                     append(head >> 16 & 0xFFFF)
@@ -152,11 +160,47 @@ class Controller:
                     append(self._failed(Command(self, queue, queue.dwords(index), entry, now_ns), -due_ns))
                 continue
             if due_ns != last_ns:
-                latencies.append((last_ns - now_ns, equal))
+                if equal:
+                    latencies.append((last_ns - now_ns, equal))
                 last_ns, append_later, equal = due_ns, bucket(due_ns, queue).append, 0
             equal += 1
             append_later(head >> 16 & 0xFFFF)
-        latencies.append((last_ns - now_ns, equal))
+        if equal:
+            latencies.append((last_ns - now_ns, equal))
+
+    def _run_one(self, queue: ReplyQueue, entries: Sequence[Fast], now_ns: int, ready: list[Item]) -> bool:
+        """One plain read or write alone, as they come when each ends at a time of its own; False if it is none.
+
+        As :meth:`_run_fast`, without keeping anything for the next.
+        """
+        if not entries:
+            return True
+        subsystem = self.subsystem
+        head, address, length, slba, control = entries[0]
+        key, tag, namespace = head & 0xFFFF, head >> 16 & 0xFFFF, self.active.get(head >> 32)
+        view, last, readonly = subsystem.iommu.whole(address >> OFFSET_BITS)
+        offset = address & OFFSET_MASK
+        end = offset + length
+        if (
+            namespace is None or not namespace.writable or slba + control >= namespace.blocks
+            or length != control + 1 << namespace.shift or length > TRANSFER_MAX_BYTES or end > last
+        ):  # fmt: skip
+            return False
+        at = namespace.base + (slba << namespace.shift)
+        if key == _READ and not readonly:
+            due_ns = subsystem.medium.read(at, view[offset:end], now_ns)
+        elif key == _WRITE:
+            due_ns = subsystem.medium.write(at, view[offset:end], now_ns)
+        else:
+            return False
+        if due_ns > now_ns:
+            subsystem.counters.latencies.append((due_ns - now_ns, 1))
+            self._bucket(queue)(due_ns, queue).append(tag)
+        elif due_ns >= 0:
+            ready.append(tag)
+        else:
+            ready.append(self._failed(Command(self, queue, queue.dwords(0), entries[0], now_ns), -due_ns))
+        return True
 
     def _execute(
         self, queue: ReplyQueue, index: int, entry: Fast, table: Mapping[int, Handler], now_ns: int, ready: list[Item]

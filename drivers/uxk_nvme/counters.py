@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-_FOLD: Final = 4096
+FOLD: Final = 4096
+"""Latencies that are kept until they are folded."""
 BINS: Final = 48
 """Bin n counts latencies below 2**n ns."""
 
@@ -21,7 +22,7 @@ class Counters:
         self.immediate = 0
         """I/O commands that were done at once."""
         self.latencies: list[tuple[int, int]] = []
-        """In nanoseconds, each with how often in a row, perhaps never; not folded into bins yet."""
+        """In nanoseconds, each with how often in a row, not folded into bins yet."""
         self._bins = [0] * BINS
 
     def count(self, opcode: int, *, admin: bool) -> None:
@@ -30,17 +31,13 @@ class Counters:
         book[opcode] = book.get(opcode, 0) + 1
 
     def fold(self) -> None:
-        """Keeps the list of latencies short."""
-        if len(self.latencies) > _FOLD:
-            self._fold()
-
-    def _fold(self) -> None:
+        """Empties the list of latencies: called when it has grown beyond :data:`FOLD`."""
         for latency_ns, times in self.latencies:
             self._bins[min(latency_ns.bit_length(), BINS - 1)] += times
         self.latencies.clear()
 
     def histogram(self) -> dict[int, int]:
         """Counts by upper bound in nanoseconds; 0 stands for at once."""
-        self._fold()
+        self.fold()
         found = {1 << index: count for index, count in enumerate(self._bins) if count}
         return {0: self.immediate, **found} if self.immediate else found

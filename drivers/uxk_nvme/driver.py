@@ -74,6 +74,8 @@ class Nvme(uxk.Extension[NvmeParams]):
             memory_params=MEMORY,
             queue_depth=1024,
         ),
+        # A sparse file may have to be made, and marks of bad blocks beside it.
+        sandbox=uxk.Sandbox(write=("{backing:sparse}/..", "{backing:file}")),
         # The medium outlives the driver; writes may be done twice.
         fate="reissue",
         # A command that the device swallows is the device's fault, not the driver's: it aborts it itself.
@@ -253,9 +255,13 @@ class Nvme(uxk.Extension[NvmeParams]):
             passthrough.run()
             self._admin.poll()
             host.poll()
-        self._iommu.settle()
-        self._settle()
-        self._figures.due()
+        if self._iommu.retired:
+            self._iommu.settle()
+        if self._subsystem.dirty:
+            self._settle()
+        figures = self._figures
+        if not figures.armed or self._ctx.now_ns >= figures.next_ns:
+            figures.due()
         if self._advice is not None:
             self._advice.check()
         if self._faults.dirty:

@@ -27,29 +27,30 @@ class Figures:
         self._subsystem = subsystem
         self._save = save
         """Keeps what outlives the driver, counters among it."""
-        self._next_ns = 0
-        self._armed = self._wanted = False
+        self.next_ns = 0
+        """Before that, there is nothing to be done if :attr:`armed`."""
+        self.armed = self._wanted = False
         self._controls = 0
         self._outcome = "ok"
 
     def due(self) -> None:
         """Commands have come: publishes, now or in a while."""
         now_ns = self._ctx.now_ns
-        if now_ns >= self._next_ns:
+        if now_ns >= self.next_ns:
             self.publish()
-        elif not self._armed:
-            self._armed = True
-            self._ctx.call_at_ns(self._next_ns, self._late, daemon=True)
+        elif not self.armed:
+            self.armed = True
+            self._ctx.call_at_ns(self.next_ns, self._late, daemon=True)
 
     def _late(self, _: object) -> None:
-        self._armed = False
+        self.armed = False
         self.publish()
 
     def publish(self) -> None:
         """Writes all figures."""
         ctx, subsystem = self._ctx, self._subsystem
         now_ns = ctx.now_ns
-        self._next_ns = now_ns + INTERVAL_NS
+        self.next_ns = now_ns + INTERVAL_NS
         ctx.set_attribute("smart", _lines(subsystem.medium.smart(now_ns)._asdict()))
         ctx.set_attribute("medium", _lines(subsystem.medium.figures()))
         ctx.set_attribute("commands", _lines(self._commands()))

@@ -69,7 +69,8 @@ class Host:
     def submit(self, requests: Sequence[uxk.Request]) -> None:
         """Takes a batch; what finds no room waits."""
         taken = 0 if self._waiting else self._take(requests)
-        self._waiting.extend(requests[taken:])
+        if taken < len(requests):
+            self._waiting.extend(requests[taken:])
 
     def _take(self, requests: Sequence[uxk.Request]) -> int:
         """Puts requests into one queue, with one doorbell; returns how many there was room for.
@@ -79,10 +80,15 @@ class Host:
         """
         queue = self.queues[requests[0].port % len(self.queues)]
         flat: list[int] = []
+        if len(requests) == 1:  # there is nobody to remember it for
+            taken = int(self._general(queue, requests[0], flat) is not False)
+            if flat:
+                self._ring(queue, flat)
+            return taken
         free, slots, bases = queue.free, queue.slots, _NO_BASES
         region = length = device = mask = last_offset = last_buffer = head = shift = control = 0
-        taken = 0
-        for request in requests:
+        taken = len(requests)
+        for index, request in enumerate(requests):
             opcode, offset, buffer = request.opcode, request.offset, request.buffer
             base = bases.get(opcode)
             if (
@@ -93,12 +99,11 @@ class Host:
                 cid = free.pop()
                 slots[cid] = request
                 flat += (head - opcode | cid << 16, base + buffer, length, offset >> shift, control)
-                taken += 1
                 continue
             way = self._general(queue, request, flat)
             if way is False:
+                taken = index
                 break
-            taken += 1
             if way is not None:
                 if request.region != region or request.length != length or request.device != device:
                     bases = {}
@@ -157,9 +162,10 @@ class Host:
         return address - request.buffer, disk, len(self._iommu.views[address >> OFFSET_BITS] or b"")
 
     def _ring(self, queue: IoQueue, flat: Sequence[int]) -> None:
-        queue.ring.put(flat)
-        queue.ring.ring()
-        self._registers.doorbell(queue.ring.qid, self._ctx.now_ns)
+        ring = queue.ring
+        ring.put(flat)
+        ring.ring()
+        self._registers.doorbell(ring.qid, self._ctx.now_ns)
 
     def _address(self, request: uxk.Request, length: int) -> int:
         """The bus address of a request's memory; 0, and the request is answered, if there is none."""
@@ -232,6 +238,8 @@ class Host:
                 qid, _ = self.pending.popitem()
                 if 0 < qid <= len(self.queues):
                     self._reap(self.queues[qid - 1])
+            if not (self._waiting or self._large or self._small):
+                return
             taken = self._feed() if self._large or self._small else 0
             if self._waiting:
                 some = list(islice(self._waiting, 64))
@@ -248,6 +256,12 @@ class Host:
         more = under_way > 0
         while more:
             plain, more = ring.reap_plain(under_way)
+            if len(plain) == 1 and not more and not extra:  # as when each ends at a time of its own
+                queue.free += plain
+                request = slots[plain[0]]
+                assert request is not None
+                self._ctx.complete(request, result=request.length)
+                break
             if not plain:
                 words = ring.reap()
                 for _, word in words:

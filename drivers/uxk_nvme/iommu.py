@@ -23,14 +23,14 @@ _NONE: Final = memoryview(b""), -1, True
 class Iommu:
     """Handles to memory.  ``map_region(cap, writable)`` is the context's ``map``; it raises without the right."""
 
-    __slots__ = ("_by_cap", "_free", "_map", "_retired", "views")
+    __slots__ = ("_by_cap", "_free", "_map", "retired", "views")
 
     def __init__(self, map_region: Callable[[int, bool], memoryview]) -> None:
         self._map = map_region
         self.views: list[memoryview | None] = [None]
         """By handle; handle 0 is never valid, so that address 0 is not."""
         self._free: list[int] = []
-        self._retired: list[int] = []
+        self.retired: list[int] = []
         """Forgotten, but perhaps named by commands that are not fetched yet."""
         self._by_cap: dict[tuple[int, bool], int] = {}
 
@@ -47,7 +47,7 @@ class Iommu:
             known = by_cap.get((cap, False))
         if known is not None:
             try:
-                self.views[known][:0]  # type: ignore[index]  # a released view raises ValueError
+                len(self.views[known])  # type: ignore[arg-type]  # a released view raises ValueError
             except ValueError:
                 for key in ((cap, True), (cap, False)):
                     if by_cap.get(key) == known:
@@ -67,11 +67,10 @@ class Iommu:
 
     def settle(self) -> None:
         """All commands so far are fetched: forgotten handles may be given to others."""
-        if self._retired:
-            for handle in self._retired:
-                self.views[handle] = None
-            self._free += self._retired
-            self._retired.clear()
+        for handle in self.retired:
+            self.views[handle] = None
+        self._free += self.retired
+        self.retired.clear()
 
     def whole(self, handle: int) -> tuple[memoryview, int, bool]:
         """All of a mapping, its bytes, and whether it may only be read; -1 bytes if there is none such."""
@@ -95,4 +94,4 @@ class Iommu:
         raise Refused(Status.DATA_TRANSFER_ERROR)
 
     def _forget(self, key: tuple[int, bool]) -> None:
-        self._retired.append(self._by_cap.pop(key))
+        self.retired.append(self._by_cap.pop(key))

@@ -72,11 +72,14 @@ class Later:
         """The list of what is to be posted to ``queue`` at that time: append to it at once."""
         by_queue = self._buckets.get(due_ns)
         if by_queue is None:
-            by_queue = self._buckets[due_ns] = {}
+            fresh: list[Item] = []
+            self._buckets[due_ns] = {queue: fresh}
             if not self._dues:
                 self._since_ns = self._clock.now_ns
             heappush(self._dues, due_ns)
-            self._arm(due_ns)
+            if not self._armed or due_ns < self._armed[0]:
+                self._arm(due_ns)
+            return fresh
         items = by_queue.get(queue)
         if items is None:
             items = by_queue[queue] = []
@@ -95,7 +98,7 @@ class Later:
                 if self._last:
                     self._last.pop((due_ns, queue), None)
                 queue.post(items)
-        if self._dues:
+        if self._dues and (not self._armed or self._dues[0] < self._armed[0]):
             self._arm(self._dues[0])
 
     def busy_ns(self, now_ns: int) -> int:
@@ -127,9 +130,8 @@ class Later:
                 queue.post([Done(item if isinstance(item, int) else item.tag, status) for item in items])
 
     def _arm(self, due_ns: int) -> None:
-        if not self._armed or due_ns < self._armed[0]:
-            heappush(self._armed, due_ns)
-            self._clock.call_at_ns(due_ns, self._fire, due_ns)
+        heappush(self._armed, due_ns)
+        self._clock.call_at_ns(due_ns, self._fire, due_ns)
 
     def _fire(self, due_ns: int) -> None:
         heappop(self._armed)  # timers fire in the order of time: it is the first

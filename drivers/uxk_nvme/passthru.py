@@ -56,7 +56,8 @@ class Passthrough:
         self._queues: dict[tuple[int, int], dict[int, CapsuleQueue]] = {}
         """By controller and client: on the kernel's own controller, clients do not see each other's commands."""
         self._events: dict[int, EventQueue] = {}
-        self._touched: dict[CapsuleQueue, None] = {}
+        self.pending: dict[CapsuleQueue, None] = {}
+        """Queues with commands that were taken and are not executed yet."""
         self._waits: dict[int, Wait] = {}
         """Requests that wait for an event, by their number."""
         self._timer: tuple[int, Callable[[], object]] = -1, _nothing
@@ -80,14 +81,9 @@ class Passthrough:
             case _:
                 self._ctx.complete(request, status=errno.EOPNOTSUPP)
 
-    @property
-    def pending(self) -> bool:
-        """Whether commands were taken that are not executed yet."""
-        return bool(self._touched)
-
     def run(self) -> None:
         """Executes what was taken, queue by queue."""
-        touched, self._touched = self._touched, {}
+        touched, self.pending = self.pending, {}
         now_ns = self._ctx.now_ns
         if touched and not self._looking:
             self._looking = True
@@ -119,7 +115,7 @@ class Passthrough:
             return
         address, length, bounce = place
         queue.add(request, address, length, bounce)
-        self._touched[queue] = None
+        self.pending[queue] = None
 
     def _controller(self, request: uxk.Request) -> Controller | int:
         cntlid = request.offset >> 16 or PRIMARY

@@ -52,7 +52,7 @@ class Registers:
     def head_doorbell(self, qid: int) -> None:
         """The host has written a completion doorbell."""
         queue = self._queues.get(qid)
-        if queue is not None:
+        if queue is not None and queue.overflow:
             queue.head_moved()
 
     def _add(self, rings: Rings) -> None:

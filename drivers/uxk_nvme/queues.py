@@ -78,6 +78,9 @@ def _successes(count: int) -> struct.Struct:
     return struct.Struct("<" + "8xQ" * count)
 
 
+_TWO: Final = _successes(2)
+
+
 @lru_cache(maxsize=512)
 def _commands(count: int) -> struct.Struct:
     """``count`` commands of the five words that plain I/O needs."""
@@ -87,10 +90,10 @@ def _commands(count: int) -> struct.Struct:
 class HostQueue:
     """The driver's end: puts commands, rings, takes completions."""
 
-    __slots__ = ("_head", "_phase", "_rings", "_tail", "entries", "qid")
+    __slots__ = ("_cq", "_doorbells", "_head", "_phase", "_sq", "_tail", "entries", "qid")
 
     def __init__(self, rings: Rings) -> None:
-        self._rings = rings
+        self._sq, self._cq, self._doorbells = rings.sq, rings.cq, rings.doorbells
         self.qid = rings.qid
         self.entries = rings.entries
         self._tail = 0
@@ -99,33 +102,37 @@ class HostQueue:
 
     def put(self, flat: Sequence[int]) -> None:
         """Writes commands, five words each as :data:`SQE_FAST` has them.  The caller knows that there is room."""
+        sq, tail = self._sq, self._tail
+        if len(flat) == 5:
+            SQE_FAST.pack_into(sq, tail * SQE_BYTES, *flat)
+            self._tail = (tail + 1) % self.entries
+            return
         count = len(flat) // 5
-        first = min(count, self.entries - self._tail)
-        sq = self._rings.sq
-        _commands(first).pack_into(sq, self._tail * SQE_BYTES, *flat[: 5 * first])
+        first = min(count, self.entries - tail)
+        _commands(first).pack_into(sq, tail * SQE_BYTES, *flat[: 5 * first])
         if first < count:
             _commands(count - first).pack_into(sq, 0, *flat[5 * first :])
-        self._tail = (self._tail + count) % self.entries
+        self._tail = (tail + count) % self.entries
 
     def put_dwords(self, dwords: Sequence[int]) -> None:
         """Writes one command, all of it."""
-        SQE_DWORDS.pack_into(self._rings.sq, self._tail * SQE_BYTES, *dwords)
+        SQE_DWORDS.pack_into(self._sq, self._tail * SQE_BYTES, *dwords)
         self._tail = (self._tail + 1) % self.entries
 
     def ring(self) -> None:
         """Writes the submission doorbell.  The controller has to be told as well: memory here raises no event."""
-        DOORBELL.pack_into(self._rings.doorbells, 8 * self.qid, self._tail)
+        DOORBELL.pack_into(self._doorbells, 8 * self.qid, self._tail)
 
     def reap(self) -> list[tuple[int, int]]:
         """New completions as their two quadwords; frees their places by the head doorbell."""
-        cq, entries = self._rings.cq, self.entries
+        cq, entries = self._cq, self.entries
         taken: list[tuple[int, int]] = []
         self._head += self._collect(cq[self._head * CQE_BYTES :], taken)
         if self._head == entries:  # the ring goes on at its beginning, with the other phase
             self._phase ^= 1
             self._head = self._collect(cq, taken)
         if taken:
-            DOORBELL.pack_into(self._rings.doorbells, 8 * self.qid + 4, self._head)
+            DOORBELL.pack_into(self._doorbells, 8 * self.qid + 4, self._head)
         return taken
 
     def reap_plain(self, expected: int) -> tuple[list[int], bool]:
@@ -135,9 +142,13 @@ class HostQueue:
         """
         head, good = self._head, self._phase
         count = min(expected, self.entries - head, _GLANCE)
-        words = _successes(count).unpack_from(self._rings.cq, head * CQE_BYTES)
-        if count > 1 and words[1] >> 48 & 1 != good:  # only one can have come, as when each ends at a time of its own
-            words = words[:1]
+        if count > 1:
+            words = _TWO.unpack_from(self._cq, head * CQE_BYTES)
+            if words[0] >> 48 == good != words[1] >> 48 & 1:  # one alone, as when each ends at a time of its own
+                self._head = head + 1
+                DOORBELL.pack_into(self._doorbells, 8 * self.qid + 4, head + 1)
+                return [words[0] >> 32 & 0xFFFF], False
+        words = _successes(count).unpack_from(self._cq, head * CQE_BYTES)
         plain = [word >> 32 & 0xFFFF for word in words if word >> 48 == good]
         taken = len(plain)
         # Those that have come lie in front.  If one of them is not plain, the word behind as many as are is new, too.
@@ -147,7 +158,7 @@ class HostQueue:
         self._head = head = head + taken
         if head == self.entries:
             self._head, self._phase = 0, good ^ 1
-        DOORBELL.pack_into(self._rings.doorbells, 8 * self.qid + 4, self._head)
+        DOORBELL.pack_into(self._doorbells, 8 * self.qid + 4, self._head)
         return plain, more
 
     def _collect(self, part: memoryview, taken: list[tuple[int, int]]) -> int:
@@ -163,11 +174,12 @@ class DeviceQueue:
     """The controller's end: fetches commands, posts completions, interrupts once for each batch of them."""
 
     __slots__ = (
-        "_batch", "_cq_tail", "_interrupt", "_overflow", "_phase", "_rings", "_sq_head", "entries", "peers", "qid",
+        "_batch", "_cq", "_cq_tail", "_doorbells", "_interrupt", "_phase", "_sq", "_sq_head", "entries", "overflow",
+        "peers", "qid",
     )  # fmt: skip
 
     def __init__(self, rings: Rings, interrupt: Callable[[int], object]) -> None:
-        self._rings = rings
+        self._sq, self._cq, self._doorbells = rings.sq, rings.cq, rings.doorbells
         self._interrupt = interrupt
         self.qid = rings.qid
         self.peers: Mapping[int, ReplyQueue] | None = None
@@ -176,16 +188,18 @@ class DeviceQueue:
         self._cq_tail = 0
         self._phase = 1
         self._batch = 0
-        self._overflow: deque[Item] = deque()
+        self.overflow: deque[Item] = deque()
         """Completions that wait for room: the host has not moved its head."""
 
     def fetch(self) -> list[Fast]:
         """The commands up to the doorbell.  Refused: a doorbell beyond the queue (base, section 3.1.3.24)."""
-        entries, sq, head = self.entries, self._rings.sq, self._sq_head
-        tail = DOORBELL.unpack_from(self._rings.doorbells, 8 * self.qid)[0]
+        entries, sq, head = self.entries, self._sq, self._sq_head
+        tail = DOORBELL.unpack_from(self._doorbells, 8 * self.qid)[0]
         if tail >= entries:
             raise Refused(Status.INVALID_FIELD)
         self._batch, self._sq_head = head, tail
+        if tail == head + 1:
+            return [SQE_FAST.unpack_from(sq, head * SQE_BYTES)]
         if tail >= head:
             return list(SQE_FAST.iter_unpack(sq[head * SQE_BYTES : tail * SQE_BYTES]))
         return [
@@ -195,7 +209,7 @@ class DeviceQueue:
 
     def dwords(self, index: int) -> tuple[int, ...]:
         """All 16 dwords of a command of the batch that was fetched last."""
-        return SQE_DWORDS.unpack_from(self._rings.sq, (self._batch + index) % self.entries * SQE_BYTES)
+        return SQE_DWORDS.unpack_from(self._sq, (self._batch + index) % self.entries * SQE_BYTES)
 
     def command_id(self, tag: int) -> int:
         """Tags are command identifiers here."""
@@ -207,15 +221,22 @@ class DeviceQueue:
 
     def post(self, items: Sequence[Item]) -> None:
         """Writes completions and interrupts; what finds no room waits for :meth:`head_moved`."""
-        if self._overflow:
-            self._overflow.extend(items)
+        if self.overflow:
+            self.overflow.extend(items)
             return
-        head = DOORBELL.unpack_from(self._rings.doorbells, 8 * self.qid + 4)[0]
-        room = (head - self._cq_tail - 1) % self.entries
+        tail, entries = self._cq_tail, self.entries
+        room = (DOORBELL.unpack_from(self._doorbells, 8 * self.qid + 4)[0] - tail - 1) % entries
+        if len(items) == 1 and room and tail + 1 < entries and isinstance(item := items[0], int):
+            # One alone that fits, as when each command ends at a time of its own.
+            words = self._sq_head | self.qid << 16 | self._phase << 48 | item << 32
+            CQE.pack_into(self._cq, tail * CQE_BYTES, 0, words)
+            self._cq_tail = tail + 1
+            self._interrupt(self.qid)
+            return
         if len(items) > room:
-            self._overflow.extend(items[room:])
+            self.overflow.extend(items[room:])
             items = items[:room]
-        first = self.entries - self._cq_tail
+        first = entries - tail
         if len(items) < first:
             self._write(items)
         else:
@@ -227,20 +248,17 @@ class DeviceQueue:
 
     def head_moved(self) -> None:
         """The host rang the completion doorbell: there may be room for what waits."""
-        if self._overflow:
-            items = list(self._overflow)
-            self._overflow.clear()
+        if self.overflow:
+            items = list(self.overflow)
+            self.overflow.clear()
             self.post(items)
 
     def _write(self, items: Sequence[Item]) -> None:
         if not items:
             return
         base = self._sq_head | self.qid << 16 | self._phase << 48
-        cq, at = self._rings.cq, self._cq_tail * CQE_BYTES
+        cq, at = self._cq, self._cq_tail * CQE_BYTES
         self._cq_tail += len(items)
-        if len(items) == 1 and isinstance(item := items[0], int):  # as where each command ends at a time of its own
-            CQE.pack_into(cq, at, 0, base | item << 32)
-            return
         plain = [base | item << 32 for item in items if type(item) is int]
         if len(plain) == len(items):
             _successes(len(plain)).pack_into(cq, at, *plain)

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import uxk
 from uxk_nvme.controller import Controller, Handler
-from uxk_nvme.counters import Counters
+from uxk_nvme.counters import FOLD, Counters
 from uxk_nvme.faults import FaultTable
 from uxk_nvme.iommu import Iommu
 from uxk_nvme.kept import ControllerRecord, Kept
@@ -225,7 +225,8 @@ class Subsystem:
 
     def settle(self, now_ns: int) -> None:
         """After every batch: counters, background work of the medium."""
-        self.counters.fold()
+        if len(self.counters.latencies) > FOLD:
+            self.counters.fold()
         due_ns = self.medium.next_event_ns
         if due_ns is not None and (self._background_ns is None or due_ns < self._background_ns):
             self._background_ns = due_ns

@@ -28,8 +28,8 @@ class Capability:
     """One capability; made, changed and deleted by :class:`CapTable` only."""
 
     __slots__ = (
-        "_bits", "_children", "_handed", "_parent", "depth", "holder", "id", "kind", "length", "rights", "start",
-        "target",
+        "_bits", "_children", "_handed", "_parent", "depth", "holder", "id", "kind", "length", "lent", "rights",
+        "start", "target",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +47,8 @@ class Capability:
         self.length = length
         """Bytes; at most ``SPAN_BYTES - start``, which means all there are."""
         self.depth: int = 0 if parent is None else parent.depth + 1
+        self.lent = False
+        """Whether it is for one request only."""
         self._bits = int(rights)
         self._parent = parent
         self._children: dict[CapId, Capability] | None = None
@@ -140,7 +142,9 @@ class CapTable:
 
     def lend(self, holder: InstanceId, cap: CapId, to: InstanceId, rights: Rights) -> Capability:
         """As :meth:`derive`, all of it, for a while: :meth:`handed` does not know it."""
-        return self._caps[self._derive(self._grantable(holder, cap), to, rights, 0, None, None)]
+        made = self._caps[self._derive(self._grantable(holder, cap), to, rights, 0, None, None)]
+        made.lent = True
+        return made
 
     def _grantable(self, holder: InstanceId, cap: CapId) -> Capability:
         parent = self.lookup(holder, cap)

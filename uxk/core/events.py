@@ -38,7 +38,7 @@ def nanoseconds(name: str, value: int) -> int:
 class EventHeap:
     """Scheduled callbacks in order of time.  Time itself is kept by the caller."""
 
-    __slots__ = ("_cancelled", "_daemons", "_heap", "_sequence", "fired")
+    __slots__ = ("_cancelled", "_daemons", "_heap", "_sequence", "fired", "lasting")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Callable[[Any], object], Any]] = []
@@ -46,31 +46,35 @@ class EventHeap:
         self._cancelled: set[int] = set()
         self._daemons: set[int] = set()
         self.fired = 0
+        self.lasting = 0
+        """Events that a run waits for: all but daemons.  Counted, since it is asked for at every instant."""
 
     def __len__(self) -> int:
         return len(self._heap) - len(self._cancelled)
 
-    @property
-    def lasting(self) -> int:
-        """Events that a run waits for: all but daemons."""
-        return len(self) - len(self._daemons)
-
     def call_at(self, due_ns: int, callback: Callable[[Any], object], argument: Any = None) -> EventId:
         """Schedules ``callback(argument)``; a time in the past means now, after what is already due."""
         self._sequence = sequence = self._sequence + 1
+        self.lasting += 1
         heappush(self._heap, (due_ns, sequence, callback, argument))
         return sequence  # type: ignore[return-value]  # the NewType's call costs as much as the push
 
     def call_at_daemon(self, due_ns: int, callback: Callable[[Any], object], argument: Any = None) -> EventId:
         """As :meth:`call_at`, for an event that should not keep a run alive."""
         event = self.call_at(due_ns, callback, argument)
+        self.lasting -= 1
         self._daemons.add(event)
         return event
 
     def cancel(self, event: EventId) -> None:
         """Takes back an event that has *not* fired yet; the caller knows, because it forgets ids on firing."""
+        if event in self._cancelled:
+            return
         self._cancelled.add(event)
-        self._daemons.discard(event)
+        if event in self._daemons:
+            self._daemons.remove(event)
+        else:
+            self.lasting -= 1
         if len(self._cancelled) > _COMPACT_MIN and 2 * len(self._cancelled) > len(self._heap):
             self._compact()
 
@@ -90,6 +94,11 @@ class EventHeap:
             self._cancelled.discard(heappop(heap)[1])
         return None
 
+    def is_due(self, now_ns: int) -> bool:
+        """Whether :meth:`pop_due` may find something; if not, it will not."""
+        heap = self._heap
+        return bool(heap) and heap[0][0] <= now_ns
+
     def pop_due(self, now_ns: int) -> tuple[Callable[[Any], object], Any] | None:
         """The next callback due at or before ``now_ns`` with its argument, or None."""
         heap = self._heap
@@ -98,8 +107,10 @@ class EventHeap:
             if self._cancelled and sequence in self._cancelled:
                 self._cancelled.discard(sequence)
                 continue
-            if self._daemons:
-                self._daemons.discard(sequence)
+            if sequence in self._daemons:
+                self._daemons.remove(sequence)
+            else:
+                self.lasting -= 1
             self.fired += 1
             return callback, argument
         return None
@@ -112,8 +123,10 @@ class EventHeap:
             if self._cancelled and item[1] in self._cancelled:
                 self._cancelled.discard(item[1])
                 continue
-            if self._daemons:
-                self._daemons.discard(item[1])
+            if item[1] in self._daemons:
+                self._daemons.remove(item[1])
+            else:
+                self.lasting -= 1
             self.fired += 1
             return item
         return None

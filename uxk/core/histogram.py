@@ -13,6 +13,8 @@ from uxk import limits
 
 SUB_BITS: Final = 6
 _HALF: Final = 1 << (SUB_BITS - 1)
+_FRESH_MAX: Final = 32
+"""Different values that are sorted together: that is cheaper than one by one."""
 BUCKETS_MAX: Final = (1 << SUB_BITS) + (63 - SUB_BITS) * _HALF
 """Buckets needed for values up to 2**63 - 1."""
 
@@ -47,33 +49,36 @@ class LatencySummary(NamedTuple):
 class Histogram:
     """Counts of non-negative integers, usually nanoseconds.
 
-    A run of equal values, usual in virtual time, is kept as one pair until another value or a reader comes.
+    Values come as they are, equal ones together, as is usual in virtual time; they are sorted into their buckets when
+    there are many different ones, or a reader comes.
     """
 
-    __slots__ = ("_buckets", "_count", "_max", "_run_length", "_run_value", "_total")
+    __slots__ = ("_buckets", "_count", "_fresh", "_max", "_total")
 
     def __init__(self) -> None:
         self._buckets: dict[int, int] = {}
         self._count = self._total = self._max = 0
-        self._run_value = self._run_length = 0
+        self._fresh: dict[int, int] = {}
+        """How often each value came that is not sorted yet."""
 
     def record(self, value: int, times: int = 1) -> None:
         """Counts ``value`` (negative counts as 0) ``times`` times."""
-        if value == self._run_value:
-            self._run_length += times
-            return
-        self._settle()
-        self._run_value, self._run_length = value, times
+        fresh = self._fresh
+        fresh[value] = fresh.get(value, 0) + times
+        if len(fresh) >= _FRESH_MAX:
+            self._settle()
 
     def _settle(self) -> None:
-        times, self._run_length = self._run_length, 0
-        if times:
-            value = max(self._run_value, 0)
+        buckets = self._buckets
+        for value, times in self._fresh.items():
+            value = max(value, 0)
             bucket = bucket_of(value)
-            self._buckets[bucket] = self._buckets.get(bucket, 0) + times
+            buckets[bucket] = buckets.get(bucket, 0) + times
             self._count += times
             self._total += value * times
-            self._max = max(self._max, value)
+            if value > self._max:
+                self._max = value
+        self._fresh.clear()
 
     @property
     def count(self) -> int:

@@ -15,6 +15,7 @@ import msgspec
 
 from uxk import limits
 from uxk.core.budget import memory_problems
+from uxk.core.confine import sandbox_problems
 from uxk.core.params import describe_params, expected_text, format_param
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ManifestError, ParamError
@@ -108,7 +109,7 @@ def manifest_problems(manifest: object) -> list[str]:
         return problems  # the rules below rely on the types
     rules: tuple[Callable[[Manifest], Iterable[str]], ...] = (
         _texts, _lists, _params, _dependencies, _binds, _capabilities,
-        _numbers, memory_problems, _ioctls,
+        _numbers, memory_problems, sandbox_problems, _ioctls,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(manifest)]
 

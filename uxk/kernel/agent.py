@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uxk import limits
-from uxk.actor.actor import Crash, Output
+from uxk.actor.actor import Crash, Output, State
 from uxk.core.budget import memory_bytes
 from uxk.core.events import EventId
 from uxk.core.lifecycle import ModuleState
@@ -33,19 +33,20 @@ from uxk.uapi.manifest import Params
 
 if TYPE_CHECKING:
     from uxk.kernel.devices import Device
-    from uxk.kernel.host import TaskHost
+    from uxk.kernel.host import Host
+    from uxk.kernel.upgrade import Upgrade
 
 
 class KernelAgent:
     """One loaded instance as the kernel sees it."""
 
     __slots__ = (
-        "_bell", "_last_port", "_life_timer", "_pace", "_ports", "_wake_event", "account", "attributes", "chardevs",
-        "commands", "complaint_limit", "deps", "device_name", "devices", "extension_class", "held_back",
-        "hint_bucket", "host", "id", "incarnation", "kept_regions", "kmsg_cancel", "log_limit", "machine",
+        "_bell", "_held_event", "_last_port", "_life_timer", "_pace", "_ports", "_wake_event", "account", "attributes",
+        "chardevs", "commands", "complaint_limit", "deps", "device_name", "devices", "extension_class", "handed",
+        "held_back", "hint_bucket", "host", "id", "incarnation", "kept_regions", "kmsg_cancel", "log_limit", "machine",
         "manifest", "memory_bytes", "name", "node", "on_crash", "on_exit", "on_failed", "on_live", "on_pong",
-        "on_ready", "on_up", "params", "pings_unanswered", "queue_cap", "queues", "ready", "regions", "requests",
-        "restarter", "state", "users",
+        "on_ready", "on_up", "params", "pings_unanswered", "placement", "queue_cap", "queues", "ready", "regions",
+        "requests", "restarter", "state", "upgrade", "users",
     )  # fmt: skip
 
     def __init__(
@@ -60,9 +61,9 @@ class KernelAgent:
         self.params = params
         self.memory_bytes = memory_bytes(manifest, params)
         """Arena memory that it may hold."""
-        own = name == canonical(manifest.name)
-        self.device_name = f"{name}0" if own else name
+        self.device_name = f"{name}0" if name == canonical(manifest.name) else name
         """Its own device: ``null0`` for the module's own instance, the instance's name for a further one."""
+        self.placement = manifest.placement  # who loads it may say otherwise
         self.node = Node("instance", name)
         self.state = ModuleState.UNFORMED
         self.queues = Queues(machine, instance, manifest.budget.queue_depth)
@@ -75,8 +76,8 @@ class KernelAgent:
         self._pace = Pace(machine, self.account, manifest)
         self._ports: dict[int, Port] = {}
         self._last_port = 0
-        self.host: TaskHost | None = None
-        self.incarnation = 0
+        self.host: Host | None = None
+        self.incarnation = self.queue_cap = 0
         self.ready = False
         self.deps: tuple[str, ...] = ()
         self.devices: dict[str, Device] = {}
@@ -85,7 +86,6 @@ class KernelAgent:
         self.regions: dict[int, int] = {}
         self.kept_regions: dict[str, int] = {}
         self.kmsg_cancel: Callable[[], None] | None = None
-        self.queue_cap = 0
         self.restarter = Restarter(manifest.restart)
         self.log_limit = RateLimit(manifest.budget.log_burst, limits.LOG_INTERVAL_NS_DEFAULT)
         self.complaint_limit = RateLimit(limits.LOG_BURST_DEFAULT, limits.LOG_INTERVAL_NS_DEFAULT)
@@ -96,17 +96,34 @@ class KernelAgent:
         """Whether it waits for its turn because it is busy or has used up its share."""
         self._wake_event: tuple[int, EventId] | None = None
         self._life_timer: EventId | None = None
+        self._held_event: EventId | None = None
         self.on_up: Callable[[KernelAgent, Sequence[Up]], None] = _nothing
         self.on_crash: Callable[[KernelAgent, Crash], None] = _nothing
         self.on_ready: Callable[[], None] = _nothing
         self.on_exit: Callable[[], None] = _nothing
         self.on_live: Callable[[], object] = _nothing
         self.on_failed: Callable[[Crash], object] = _nothing
+        self.upgrade: Upgrade | None = None
+        self.handed: State | None = None  # for the next incarnation, in an upgrade
         self.users: Callable[[], list[str]] = list
         self.on_pong: Callable[[int], None] = _nothing
 
     def __repr__(self) -> str:
         return f"<KernelAgent {self.name}[{self.id}] {self.state.name}>"
+
+    def become(self, cls: type[Extension[Any]], params: Params) -> None:
+        """Another version of its module, from the next incarnation on; it keeps name, rings, devices and clients."""
+        before, manifest = self.manifest, cls.manifest
+        self.extension_class, self.manifest, self.params = cls, manifest, params
+        self.memory_bytes = memory_bytes(manifest, params)
+        self.requests.follow(manifest)
+        if manifest is not before:
+            self._pace = Pace(self.machine, self.account, manifest)
+        if manifest.restart != before.restart:
+            self.restarter = Restarter(manifest.restart)
+        if manifest.budget != before.budget:
+            self.log_limit = RateLimit(manifest.budget.log_burst, limits.LOG_INTERVAL_NS_DEFAULT)
+            self.hint_bucket = TokenBucket(manifest.budget.hints_per_s, manifest.budget.hints_per_s)
 
     # --- ports ---
 
@@ -215,14 +232,16 @@ class KernelAgent:
         self._bell.need_wakeup = True
         self.held_back = False
         host, pace = self.host, self._pace
-        if host is None or (pace.limited and self._must_wait()):
+        if host is None or host.stalled or (pace.limited and self._must_wait()):
             return
         machine, account, queues = self.machine, self.account, self.queues
         charged_before_ns = account.charged_ns if pace.charged else 0
-        down = queues.ring_out(queues.sq, queues.staged) if queues.staged else NOTHING
+        down: Sequence[bytes] = NOTHING
+        if queues.staged:
+            down = queues.ring_out(queues.sq, queues.staged)
+            if queues.staged:  # more than the ring holds
+                self.wake()
         answers = queues.ring_out(queues.answers, queues.staged_answers) if queues.staged_answers else NOTHING
-        if queues.staged:  # more than the ring holds
-            self.wake()
         began_ns = cpu_ns()
         output = host.turn(machine.now_ns, down, answers)
         spent_ns = cpu_ns() - began_ns
@@ -235,12 +254,17 @@ class KernelAgent:
             if not host.ended:  # what it staged in this turn has been taken with it
                 machine.dirty.pop(self.id, None)
         self._take(output, spent_ns, charged_before_ns)
+        if pace.measured:
+            pace.spent_ns += cpu_ns() - began_ns
 
     def collect(self) -> None:
         """Takes what the extension's Trio task staged outside turns."""
-        host = self.host
+        host, pace = self.host, self._pace
         if host is not None:
-            self._take(host.collect(), 0, self.account.charged_ns if self._pace.charged else 0)
+            began_ns = cpu_ns() if pace.measured else 0
+            self._take(host.collect(), 0, self.account.charged_ns if pace.charged else 0)
+            if pace.measured:
+                pace.spent_ns += cpu_ns() - began_ns
             if host is self.host and host.ended:
                 self.on_exit()
 
@@ -263,14 +287,14 @@ class KernelAgent:
             self.complain(f"its {share_ppm} ppm of the processor are used up until {not_before_ns} ns", errno.EDQUOT)
         self._bell.need_wakeup = False
         self.held_back = True
-        self.machine.heap.call_at(not_before_ns, self._requeue, self.incarnation)
+        self._held_event = self.machine.heap.call_at(not_before_ns, self._requeue)
         return True
 
-    def _requeue(self, incarnation: int) -> None:
-        if incarnation == self.incarnation:
-            self.machine.runnable.append(self)
-            if self.machine.parked:
-                self.machine.wake()
+    def _requeue(self, _: object) -> None:
+        self._held_event = None
+        self.machine.runnable.append(self)
+        if self.machine.parked:
+            self.machine.wake()
 
     def _take(self, output: Output, spent_ns: int, charged_before_ns: int | None) -> None:
         """Reads the extension's frames and acts on them: now, or on the charged clock when their cost has passed.
@@ -281,19 +305,23 @@ class KernelAgent:
         if not self.queue_cap and (lost := queues.drop(output)):
             self.account.reject("queue_revoked", lost)
             self.complain(f"{lost} entries dropped: its capability on its queues was revoked", errno.ESTALE)
-        replies, pongs = queues.replies_of(output.replies) if output.replies else (NO_REPLIES, NO_PONGS)
-        ups = queues.ups_of(output.up) if output.up else NO_UPS
+        replies, pongs, ups = NO_REPLIES, NO_PONGS, NO_UPS
+        if output.replies:
+            replies, pongs = queues.replies_of(output.replies)
+        if output.up:
+            ups = queues.ups_of(output.up)
         if output.replies or output.up:
             self.account.crossings += 1
         if ups or pace.charged:
             pace.book_thinking(ups, spent_ns)
-        if output.wake_at_ns is not None or self._wake_event is not None:
+        armed = self._wake_event
+        if output.wake_at_ns != (None if armed is None else armed[0]):
             self._arm_wake(output)
         if pace.charged and charged_before_ns is not None:
             until_ns = pace.busy_for(self.account.charged_ns - charged_before_ns)
             if replies or pongs or ups:
                 self.machine.heap.call_at(until_ns, self._act_later, (self.incarnation, replies, pongs, ups))
-        else:
+        elif replies or pongs or ups:
             self._act(replies, pongs, ups)
         host = self.host
         if host is not None and host.crash is not None:
@@ -314,17 +342,20 @@ class KernelAgent:
             self.on_up(self, ups)
 
     def _arm_wake(self, output: Output) -> None:
-        """Schedules the extension's next timer."""
+        """Schedules the extension's next timer, which is another than the one that is armed."""
         due_ns, armed = output.wake_at_ns, self._wake_event
         if armed is not None:
-            if armed[0] == due_ns:
-                return
             self.machine.heap.cancel(armed[1])
             self._wake_event = None
         if due_ns is not None:
             heap = self.machine.heap
             schedule = heap.call_at_daemon if output.daemon_wake else heap.call_at
             self._wake_event = (due_ns, schedule(max(due_ns, self.machine.now_ns), self._on_timer))
+
+    @property
+    def next_timer_ns(self) -> int | None:
+        """When the extension wants to be woken next."""
+        return None if self._wake_event is None else self._wake_event[0]
 
     def _on_timer(self, _: object) -> None:
         self._wake_event = None
@@ -361,6 +392,10 @@ class KernelAgent:
         if self._wake_event is not None:
             self.machine.heap.cancel(self._wake_event[1])
             self._wake_event = None
+        if self._held_event is not None:  # nobody waits for its next share any more
+            self.machine.heap.cancel(self._held_event)
+            self._held_event = None
+        self.held_back = False
         self.queues.staged_answers.clear()
         self.machine.outstanding -= len(self.commands)
         self.commands.clear()

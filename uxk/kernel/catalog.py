@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import sys
 import traceback
 import types
@@ -20,11 +21,14 @@ from uxk.core.depgraph import ModuleGraph
 from uxk.core.manifest import canonical, check_manifest
 from uxk.core.modprobe_conf import ModprobeConfig
 from uxk.errors import ManifestError, ModuleError, NoSuchModule
+from uxk.kernel import foreign
 from uxk.module import Extension, declared
 from uxk.uapi.manifest import Manifest
 
 ExtensionClass: TypeAlias = type[Extension[Any]]
 ENTRY_POINT_GROUP: Final = "uxk.modules"
+FILE_SUFFIXES: Final = (".py", foreign.SUFFIX)
+"""Of files that can be loaded."""
 
 
 @functools.cache
@@ -51,7 +55,7 @@ class Catalog:
         return manifest
 
     def add_file(self, path: str | Path) -> Manifest:
-        """Imports a single Python file with exactly one extension in it, and makes that known.
+        """Imports a single Python file with exactly one extension in it, and makes that known; or reads a TOML file.
 
         Raises :class:`NoSuchModule`, or :class:`ModuleError` naming file and cause.
         """
@@ -59,9 +63,13 @@ class Catalog:
         try:
             return self.add(_import_file(path))
         except NoSuchModule as exc:
-            if path.suffix != ".py" and canonical(path.name) in self.names():
+            if path.suffix not in FILE_SUFFIXES and canonical(path.name) in self.names():
                 raise NoSuchModule(f"{exc} (a module? use modprobe)") from None
             raise
+
+    def import_file(self, path: str | Path) -> ExtensionClass:
+        """The extension in a single Python file, imported beside what was imported before; raises as add_file."""
+        return _import_file(Path(path), beside=True)
 
     def find(self, name: str) -> ExtensionClass | None:
         """The class of the module really called ``name`` (aliases do not count), or None.
@@ -99,7 +107,7 @@ class Catalog:
     def graph_for(self, name: str) -> ModuleGraph:
         """The graph that decides about ``name``; everything is imported only if that is an alias."""
         graph = self.graph(name if self.find(name) else None)
-        if name.endswith(".py"):
+        if name.endswith(FILE_SUFFIXES):
             _resolved(graph, name)
         return graph
 
@@ -173,16 +181,23 @@ def description(cls: ExtensionClass) -> str:
     return cls.manifest.description or (cls.__doc__ or "").strip().partition("\n")[0]
 
 
-def _import_file(path: Path) -> ExtensionClass:
+def _import_file(path: Path, *, beside: bool = False) -> ExtensionClass:
+    """``beside`` keeps files of the same name that were imported before importable, for processes of their own."""
     try:
         found = path.is_file()
     except OSError as exc:  # in a folder that may not be searched
         raise ModuleError(f"{str(path)!r}: {exc.strerror}", errno=exc.errno) from exc
     if not found:
         raise NoSuchModule(f"no file {str(path)!r}")
+    if path.suffix == foreign.SUFFIX:
+        return foreign.read_file(path)
     if path.suffix != ".py":
-        raise ModuleError(f"{str(path)!r}: expected a .py file")
-    name = f"uxk_insmod_{canonical(path.stem)}"
+        raise ModuleError(f"{str(path)!r}: expected a .py file, or a .toml file of a program in another language")
+    name = stem = f"uxk_insmod_{canonical(path.stem)}"
+    for number in itertools.count(2) if beside else ():
+        if name not in sys.modules:
+            break
+        name = f"{stem}_{number}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModuleError(f"{str(path)!r} cannot be imported")
@@ -230,7 +245,7 @@ def _resolved(graph: ModuleGraph, name: str) -> str:
     try:
         return graph.resolve(name)
     except NoSuchModule as exc:
-        if name.endswith(".py"):
+        if name.endswith(FILE_SUFFIXES):
             raise NoSuchModule(f"{exc} (a file? use insmod)") from None
         raise
 

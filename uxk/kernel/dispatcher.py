@@ -219,6 +219,7 @@ class Dispatcher:
             with trio.move_on_after(to_seconds(_SETTLE_NS)) as scope:
                 await trio.testing.wait_all_tasks_blocked()
             if not scope.cancelled_caught:
+                self._machine.settle_hosts(True)
                 return
         raise Stalled("livelock: some Trio task is always runnable, so virtual time cannot move", errno=errno.ELOOP)
 
@@ -350,14 +351,15 @@ class Dispatcher:
         pop_until, runnable, dirty, trio_tasks = heap.pop_until, machine.runnable, machine.dirty, self._trio_runnable
         for_idle = any(goal.until_idle for goal in self._goals)
         steps_before = heap.fired + machine.turns
-        while heap.fired + machine.turns - steps_before < _COAST_STEPS:
+        steps_until = steps_before + _COAST_STEPS
+        while heap.fired + machine.turns < steps_until:
             event = pop_until(until_ns)
             if event is None:
                 break
             self._coasted = True
             machine.now_ns = event[0]
             event[2](event[3])
-            if runnable and not self._fire_rest():
+            if runnable and heap.is_due(event[0]) and not self._fire_rest():
                 break
             if self._interrupted or dirty or machine.settle_needed or trio_tasks:
                 break
@@ -386,6 +388,8 @@ class Dispatcher:
             if machine.clock == "real" or self._goals:
                 await trio.lowlevel.checkpoint()
                 return
+        if machine.clock != "real":  # nobody waits: tasks elsewhere come to rest all the same
+            machine.settle_hosts(False)
         self._parked = trio.Event()
         self._park_due_ns = _FOREVER if duration_ns is None else machine.now_ns + duration_ns
         machine.parked = True

@@ -284,6 +284,10 @@ class Forwarders:
         if closed.holding:
             self._closed.append(closed)
 
+    def under_way(self, client: KernelAgent) -> int:
+        """Requests of ``client`` that are not answered yet."""
+        return sum(len(each._under_way) for each in self._open.values() if each.client is client)
+
     def close_unused(self) -> None:
         """Closes connections to drivers of which the client holds no device any more: some may have been revoked."""
         for key, each in list(self._open.items()):

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 from uxk.core.bind import modalias
 from uxk.core.budget import memory_text
+from uxk.core.confine import sandbox_texts
 from uxk.core.params import describe_params
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.catalog import Catalog, ExtensionClass, description
+from uxk.kernel.foreign import Foreign
 from uxk.kernel.views import footprint_bytes
 from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow
 
@@ -19,7 +21,8 @@ def loaded_rows(agents: Iterable[KernelAgent]) -> list[ModuleRow]:
     return [
         ModuleRow(
             agent.name, footprint_bytes(agent), tuple(agent.users()), agent.state.initstate,
-            agent.manifest.version, agent.manifest.driver_class,
+            agent.manifest.version, agent.manifest.driver_class, agent.placement,
+            agent.host.pid if agent.host is not None and agent.placement == "process" else 0,
         )
         for agent in reversed(list(agents))
     ]  # fmt: skip
@@ -52,12 +55,14 @@ def module_info(cls: ExtensionClass) -> ModuleInfo:
         depends=manifest.depends, softdep=softdep, capabilities=manifest.capabilities,
         placement=manifest.placement, memory_bytes=manifest.budget.memory_bytes,
         memory_params=tuple(map(memory_text, manifest.budget.memory_params)),
-        queue_depth=manifest.budget.queue_depth,
+        queue_depth=manifest.budget.queue_depth, sandbox=tuple(sandbox_texts(manifest.sandbox)),
         parameters=tuple(describe_params(manifest.params)),
     )  # fmt: skip
 
 
 def _filename(cls: ExtensionClass) -> str:
+    if issubclass(cls, Foreign):
+        return cls.file
     try:
         return inspect.getfile(cls)
     except (TypeError, OSError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +19,11 @@ from uxk.core.manifest import canonical
 from uxk.core.modprobe_conf import ModprobeConfig, load_dir
 from uxk.core.sysctl import Sysctl, SysctlTable
 from uxk.core.tree import Tree
-from uxk.errors import NoSuchModule, UsageError
+from uxk.errors import NoSuchModule, UpgradeError, UsageError
 from uxk.kernel import views
 from uxk.kernel.actions import Actions
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.builds import PROBATION_NS, QUIESCE_NS, WORSE_PPM, Kpi
 from uxk.kernel.callport import CallPort
 from uxk.kernel.catalog import Catalog, ExtensionClass
 from uxk.kernel.chardev import Chardev, ChardevTable, File
@@ -41,12 +42,16 @@ from uxk.kernel.pin import pin_trio
 from uxk.kernel.ports import DevicePort, OnCompletions
 from uxk.kernel.publish import Publisher
 from uxk.kernel.reclaim import Reclaimer
+from uxk.kernel.recompile import Builds
 from uxk.kernel.services import Services
 from uxk.kernel.sharing import Sharing
+from uxk.kernel.supervision import Supervisors
 from uxk.kernel.supervisor import Supervisor
+from uxk.kernel.upgrade import Upgrades
 from uxk.kernel.watch import HostWatch
 from uxk.uapi import entries as e
 from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow
+from uxk.uapi.supervisor import Strategy, SupervisorSpec
 
 
 class Kernel:
@@ -91,12 +96,20 @@ class Kernel:
         })  # fmt: skip
         reclaimer = Reclaimer(machine, services, sharing, memory, publisher, self.devices, self.chardevs, self.models)
         supervisor = Supervisor(machine, reclaimer)
+        self.supervisors = Supervisors(machine, self.agents, supervisor)
         self._incarnations = Incarnations(machine, self.agents, self.devices, supervisor, memory.map_region)
+        self._incarnations.processes.share = memory.share
+        memory.tell = self._incarnations.processes.unmap
         self._incarnations.kick = self.dispatcher.kick
         self.dispatcher.on_kicked = self._incarnations.task_time.exclude
         self._loader = Loader(
             machine, self.dispatcher, self.catalog, self.agents, self.devices, services, reclaimer, self._incarnations
         )
+        self._upgrades = Upgrades(
+            machine, self._loader, self._incarnations, self.catalog, services.forwarders.under_way
+        )
+        self._builds = Builds(machine, self.agents, self._upgrades)
+        services.extend(self._builds.services())
         self._stack = AsyncExitStack()
         self._booted = False
         machine.tree.add("/sys/kernel", machine, views.KERNEL)
@@ -106,11 +119,16 @@ class Kernel:
 
     def _register_sysctls(self) -> None:
         """The kernel's own settings under /proc/sys/kernel."""
-        machine, dispatcher = self.machine, self.dispatcher
+        machine, dispatcher, processes = self.machine, self.dispatcher, self._incarnations.processes
         machine.sysctl.register(Sysctl(
             "kernel/turns_per_instant_max", dispatcher.turns_per_instant_max, minimum=1,
             help="turns without virtual time moving on that count as a livelock",
             on_change=lambda value: setattr(dispatcher, "turns_per_instant_max", value),
+        ))  # fmt: skip
+        machine.sysctl.register(Sysctl(
+            "kernel/host_answer_ns", limits.HOST_ANSWER_NS_DEFAULT, minimum=1_000_000,
+            help="host time in which an extension's own process must answer a held clock",
+            on_change=lambda value: setattr(processes, "answer_ns", value),
         ))  # fmt: skip
         machine.sysctl.register(Sysctl(
             "kernel/lock_lease_ns", limits.LEASE_NS_DEFAULT, minimum=1, maximum=LEASE_NS_MAX,
@@ -136,6 +154,7 @@ class Kernel:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         try:
+            self._incarnations.processes.closing = True
             self.models.close_all()
             self._loader.unload_all()
             self.machine.log("info", "kernel", "shut down")
@@ -148,6 +167,7 @@ class Kernel:
                 await self._leave()
             finally:
                 self._incarnations.task_time.close()
+                self.machine.shared.close()
 
     async def _leave(self) -> None:
         """Closes the nursery, which never sees the body's exception: that goes on as it is, in no group.
@@ -164,19 +184,26 @@ class Kernel:
 
     # --- modules ---
 
-    async def modprobe(self, name: str, /, *, instance: str | None = None, **params: object) -> Module:
+    async def modprobe(
+        self, name: str, /, *, instance: str | None = None, placement: str | None = None, **params: object
+    ) -> Module:  # fmt: skip
         """Loads a module by name or alias, after what it depends on; options of modprobe.d apply.
 
-        ``instance`` names a further instance of it.  A module that is loaded already is returned as it is.
+        ``instance`` names a further instance of it, ``placement`` says where it runs if not where its manifest says.
+        A module that is loaded already is returned as it is.
         Raises NoSuchModule, ParamError, ManifestError, DependencyError, BudgetError, ProbeError or
         ReadyTimeout; then nothing of it is left.
         """
+        params = params if placement is None else {**params, "placement": placement}
         return self._handle(await self._loader.modprobe(name, params, instance=instance))
 
     async def insmod(
-        self, source: str | Path | ExtensionClass, /, *, instance: str | None = None, **params: object
-    ) -> Module:
-        """Loads a single Python file, or a class, without looking at dependencies or options."""
+        self, source: str | Path | ExtensionClass, /, *, instance: str | None = None,
+        placement: str | None = None, **params: object,
+    ) -> Module:  # fmt: skip
+        """Loads a single file (Python, or the TOML file of a program in another language), or a class, without looking
+        at dependencies or options; else as modprobe."""
+        params = params if placement is None else {**params, "placement": placement}
         if isinstance(source, (str, Path)):
             manifest = self.catalog.add_file(source)
         else:
@@ -189,12 +216,74 @@ class Kernel:
         """Unloads an instance.  InUse (EBUSY) names those who hold it."""
         await self._loader.rmmod(name)
 
+    async def upgrade(
+        self, name: str, /, to: ExtensionClass | str | Path | None, *, quiesce_ns: int = QUIESCE_NS,
+        probation_ns: int = PROBATION_NS, kpi: Kpi | str | None = None, worse_ppm: int = WORSE_PPM,
+        **params: object,
+    ) -> Module:  # fmt: skip
+        """Replaces the build of a running instance by a class, a file, or a version that this process has; by itself if
+        ``to`` is None.  Requests are held meanwhile, and its state is handed over; returns after ``probation_ns``.  A
+        ``kpi``, "latency" or a function, may not get worse by more than ``worse_ppm``.
+
+        Raises :class:`~uxk.errors.UpgradeError`, or what ``modprobe`` raises; then the old build runs on, with the same
+        state.  See :class:`uxk.kernel.builds.Trial` and docs/upgrade.md.
+        """
+        return await self._replace(
+            name, to, params, quiesce_ns=quiesce_ns, probation_ns=probation_ns, kpi=kpi, worse_ppm=worse_ppm
+        )
+
+    async def restart(
+        self, name: str, /, *, quiesce_ns: int = QUIESCE_NS, probation_ns: int = PROBATION_NS, **params: object
+    ) -> Module:
+        """Hot restart: :meth:`upgrade` to the same build, with other parameters if any are given."""
+        return await self._replace(name, None, params, quiesce_ns=quiesce_ns, probation_ns=probation_ns)
+
+    async def _replace(
+        self, name: str, to: ExtensionClass | str | Path | None, params: Mapping[str, object], **trial: Any
+    ) -> Module:
+        agent, ended = self._agent(name), list[str]()
+        goal = self.dispatcher.goal(f"the upgrade of {agent.name}")
+
+        def on_end(problem: str) -> None:
+            ended.append(problem)
+            goal.reach()
+
+        upgrade = self._upgrades.begin(agent, to, params, on_end, **trial)
+        if not ended:
+            await self.dispatcher.wait(goal)
+        if ended[0]:
+            raise UpgradeError(f"{agent.name}: {upgrade.what}: {ended[0]}")
+        return self._handle(agent)
+
+    def supervise(
+        self, name: str | SupervisorSpec, /, *, strategy: Strategy = "one_for_one", children: Iterable[str] = (),
+        max_restarts: int = 3, period_ns: int = 5_000_000_000, backoff_ns: int = 1_000_000,
+        backoff_max_ns: int = 1_000_000_000, parent: str = "",
+    ) -> None:  # fmt: skip
+        """Puts loaded instances, in the order of their start, under a supervisor; see :class:`SupervisorSpec`.
+
+        From then on it decides about their deaths in place of their own policies, whose ``mode`` alone counts. One that
+        gives up tells the supervisor ``parent``. UsageError: EEXIST, ENOENT, EAGAIN for an instance that is not live,
+        ENOSPC, ELOOP, EINVAL.
+        """
+        self.supervisors.supervise(name if isinstance(name, SupervisorSpec) else SupervisorSpec(
+            name=name, strategy=strategy, children=tuple(children), max_restarts=max_restarts, period_ns=period_ns,
+            backoff_ns=backoff_ns, backoff_max_ns=backoff_max_ns, parent=parent,
+        ))  # fmt: skip
+
+    def unsupervise(self, name: str, /) -> None:
+        """Takes a supervisor away; its children go on under their own policies.  ENOENT; EBUSY while it is at work."""
+        self.supervisors.remove(name)
+
     def module(self, name: str, /) -> Module:
         """The loaded instance ``name``."""
+        return self._handle(self._agent(name))
+
+    def _agent(self, name: str) -> KernelAgent:
         agent = self.agents.get(canonical(name))
         if agent is None:
             raise NoSuchModule(f"{name!r} is not loaded")
-        return self._handle(agent)
+        return agent
 
     def lsmod(self) -> list[ModuleRow]:
         """Loaded instances, the newest first."""
@@ -290,6 +379,11 @@ class Kernel:
     def actions(self) -> Actions:
         """Sysctl writes that agents recommend: subsystems offer sysctls here, with the KPI that judges them."""
         return self._actions
+
+    @property
+    def builds(self) -> Builds:
+        """Builds of running modules that agents may recommend: the administrator offers them here."""
+        return self._builds
 
     @property
     def kmsg(self) -> KmsgRing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import trio
 
@@ -24,7 +24,6 @@ from uxk.errors import (
     BudgetError,
     InUse,
     KernelBug,
-    ModuleError,
     NoSuchModule,
     ProbeError,
     ReadyTimeout,
@@ -37,14 +36,16 @@ from uxk.kernel.agent import KernelAgent
 from uxk.kernel.catalog import Catalog, ExtensionClass, checked
 from uxk.kernel.devices import DeviceRegistry
 from uxk.kernel.dispatcher import Dispatcher
+from uxk.kernel.foreign import Foreign
 from uxk.kernel.incarnation import Incarnations
 from uxk.kernel.machine import Machine
 from uxk.kernel.reclaim import Reclaimer
 from uxk.kernel.seconds import to_seconds
 from uxk.kernel.services import Services
 from uxk.uapi.ids import InstanceId
-from uxk.uapi.manifest import Manifest, Params
+from uxk.uapi.manifest import Manifest, Params, Placement
 
+PLACEMENTS: Final[tuple[str, ...]] = get_args(Placement)
 _GRACE_NS: Final = 2_000_000_000
 """Host time that rmmod waits for the end of a cancelled task that shields itself."""
 
@@ -123,9 +124,12 @@ class Loader:
     async def load(self, cls: ExtensionClass, params: Mapping[str, object], *, instance: str) -> KernelAgent:
         """Loads one class as ``instance``.  Raises, and leaves no trace, if anything is refused or fails."""
         manifest = checked(cls)
+        params = dict(params)
+        placement = _placement(instance, cls, params.pop("placement", manifest.placement))
         values = self._admit(manifest, params, instance)
         self._next_id += 1
         agent = KernelAgent(self._machine, InstanceId(self._next_id), instance, cls, values)
+        agent.placement = placement
         device = self._devices.devices.get(agent.device_name)
         if device is not None and manifest.kind != "ml-agent":
             raise UsageError(
@@ -134,9 +138,7 @@ class Loader:
         agent.users = partial(self.users, agent)
         agent.on_up = self._services.serve
         agent.on_crash = self._incarnations.supervisor.crashed
-        agent.deps = self._dependencies(manifest, instance)
-        for dependency in agent.deps:
-            self._dependents.setdefault(dependency, {})[instance] = None
+        self.depend(agent, self.dependencies(manifest, instance))
         self._names[agent.id] = instance
         self._agents[instance] = agent
         self._machine.granted_bytes += agent.memory_bytes
@@ -150,6 +152,8 @@ class Loader:
             raise
         finally:
             self._loading.pop(instance).set()
+        if (supervisors := self._incarnations.supervisor.supervisors) is not None:
+            supervisors.loaded(agent)
         self._machine.log("info", instance, f"loaded, version {manifest.version}", id=agent.id)
         return agent
 
@@ -162,13 +166,19 @@ class Loader:
             raise UsageError(f"modprobe {manifest.name}: {problem}")
         if instance in self._agents:
             raise UsageError(f"{instance}: already loaded", errno=errno.EEXIST)
-        if manifest.placement != "task":
-            raise ModuleError(f"{instance}: placement {manifest.placement!r} is not available in this version")
         values = parse_params(manifest.name, manifest.params, params)
         self._check_budget(manifest, values, instance)
         return values
 
-    def _dependencies(self, manifest: Manifest, instance: str) -> tuple[str, ...]:
+    def depend(self, agent: KernelAgent, deps: tuple[str, ...]) -> None:
+        """What an instance depends on, from now on."""
+        for dependency in agent.deps:
+            self._dependents[dependency].pop(agent.name, None)
+        agent.deps = deps
+        for dependency in deps:
+            self._dependents.setdefault(dependency, {})[agent.name] = None
+
+    def dependencies(self, manifest: Manifest, instance: str) -> tuple[str, ...]:
         """Real names of what it depends on, all of it live: it may have gone while others were loaded."""
         names = tuple(self._catalog.resolve(dep) for dep in manifest.depends)
         missing = [name for name in names if name not in self._agents or name in self._loading]
@@ -179,7 +189,7 @@ class Loader:
     async def _probe(self, agent: KernelAgent) -> None:
         failure: list[Crash] = []
         goal = self._dispatcher.goal(
-            f"{agent.name} to become ready", until_ns=self._machine.now_ns + agent.manifest.ready_timeout_ns
+            f"{agent.name} to become ready", until_ns=self._machine.now_ns + self._incarnations.ready_timeout_ns(agent)
         )
         agent.on_live = goal.reach
 
@@ -198,7 +208,7 @@ class Loader:
         if failure:
             raise _probe_error(agent.name, failure[0])
         if not agent.ready:
-            limit_ns = agent.manifest.ready_timeout_ns
+            limit_ns = self._incarnations.ready_timeout_ns(agent)
             raise ReadyTimeout(f"{agent.name}: not ready within {limit_ns} ns")
 
     def _check_budget(self, manifest: Manifest, params: Params, instance: str) -> None:
@@ -227,10 +237,15 @@ class Loader:
             raise NoSuchModule(f"{name!r} is not loaded")
         if agent.name in self._loading:
             raise InUse(f"{agent.name} is in use by: its own probe, which is under way")
+        if agent.upgrade is not None:
+            raise InUse(f"{agent.name} is in use by: its own upgrade, which is under way")
         users = self.users(agent)
         if users:
             raise InUse(f"{agent.name} is in use by: {', '.join(users)}")
         host = agent.host
+        if host is not None:
+            await host.farewell("rmmod")
+            host = agent.host
         self._unload(agent, "rmmod")
         if host is not None and host.done is not None:
             with trio.move_on_after(to_seconds(_GRACE_NS)):
@@ -250,18 +265,21 @@ class Loader:
     def _unload(self, agent: KernelAgent, reason: str) -> None:
         if agent.state in (ModuleState.GOING, ModuleState.GONE):
             return
+        if agent.upgrade is not None:
+            agent.upgrade.interrupt(reason)
         agent.state = advance(agent.state, Event.STOP)
         if agent.host is not None and agent.host.crash is None:
             agent.last_words(reason)
         agent.detach()
+        if (supervisors := self._incarnations.supervisor.supervisors) is not None:
+            supervisors.gone(agent)
         try:
             self._reclaimer.gone(agent)
         finally:
             views.remove_instance(self._machine, agent)
             self._agents.pop(agent.name, None)
             del self._names[agent.id]
-            for dependency in agent.deps:
-                self._dependents[dependency].pop(agent.name, None)
+            self.depend(agent, ())
             self._machine.granted_bytes -= agent.memory_bytes
         agent.state = advance(agent.state, Event.RECLAIMED)
         self._machine.note("gone", agent.id, b"")
@@ -269,6 +287,8 @@ class Loader:
 
     def unload_all(self) -> None:
         """Shutdown: everything, the newest first, so that nothing outlives what it depends on."""
+        if (supervisors := self._incarnations.supervisor.supervisors) is not None:
+            supervisors.close()
         bugs: list[Exception] = []
         for agent in list(reversed(self._agents.values())):
             try:
@@ -287,6 +307,15 @@ def _probe_error(name: str, crash: Crash) -> ProbeError:
     error = ProbeError(f"{name}: {text}", errno=crash.errno or None)
     error.refusal = crash.refusal
     return error
+
+
+def _placement(instance: str, cls: ExtensionClass, value: object) -> Placement:
+    """``"task"`` or ``"process"``; UsageError for anything else."""
+    if issubclass(cls, Foreign) and value != "process":
+        raise UsageError(f"{instance}: placement={value!r}, expected process: {cls.command[0]} is a program of its own")
+    if value not in PLACEMENTS:
+        raise UsageError(f"{instance}: placement={value!r}, expected {' or '.join(PLACEMENTS)}")
+    return cast("Placement", value)
 
 
 def _ignore(*_: Any) -> None:

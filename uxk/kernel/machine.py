@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
 from uxk import limits
-from uxk.core.arena import Arena
 from uxk.core.caps import CapTable
 from uxk.core.cost import ClockKind, CostModel
 from uxk.core.eventhash import EventHash
@@ -25,6 +24,7 @@ from uxk.core.tree import Tree
 from uxk.core.waitfor import Node, WaitForGraph
 from uxk.kernel.dma import DmaPool
 from uxk.kernel.seconds import monotonic_ns
+from uxk.kernel.sharedmemory import SharedMemory
 
 Level: TypeAlias = Literal["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"]
 
@@ -58,7 +58,8 @@ class Machine:
         self.tree = Tree(on_bug=self._attribute_bug)
         self.sysctl = SysctlTable(self.tree)
         self.caps = CapTable()
-        self.arena = Arena(arena_bytes)
+        self.shared = SharedMemory(arena_bytes)
+        self.arena = self.shared.arena
         self.waits = WaitForGraph()
         self.locks = LockTable()
         self.snapshots = SnapshotTable()
@@ -81,6 +82,8 @@ class Machine:
         """Whether the dispatcher sleeps; who makes something runnable then calls :attr:`wake`."""
         self.wake: Callable[[], None] = lambda: None
         """Set by the dispatcher: ends its sleep."""
+        self.settle_hosts: Callable[[bool], None] = lambda take: None
+        """Lets tasks of extensions in processes of their own run until they rest; whether to take what they staged."""
         self.host_filter: Callable[[Any, Any], Any] = lambda agent, host: host
         """Wraps the host of every incarnation; fault plans put themselves between an instance and its kernel."""
         self._boot_ns = monotonic_ns()
@@ -114,9 +117,9 @@ class Machine:
 
     # --- waiting ---
 
-    def wait(self, waiter: Node, holder: Node, resource: str) -> None:
+    def wait(self, waiter: Node, holder: Node, resource: str, *, decision: bool = False, via: str = "") -> None:
         """Notes a wait; what the wait-for graph finds wrong with it goes to the log at once, line by line."""
-        for finding in self.waits.add(waiter, holder, resource, self.now_ns):
+        for finding in self.waits.add(waiter, holder, resource, self.now_ns, decision=decision, via=via):
             self.note("finding", 0, finding.kind.encode())
             for line in finding.text.splitlines():
                 self.log("err", "kernel", line, finding=finding.kind)

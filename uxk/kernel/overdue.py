@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 class Overdue:
     """Requests of one instance that were answered for it, or whose memory was given up, by command id."""
 
-    __slots__ = ("_arena", "_pins", "_regions")
+    __slots__ = ("_arena", "_pins", "regions")
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._regions: dict[int, int] = {}
-        """The capability by which each names its memory."""
+        self.regions: dict[int, int] = {}
+        """The capability by which each names its memory; mostly there are none."""
         self._pins: dict[int, int] = {}
         """Where the memory is that a request keeps since its client has let go of it."""
 
     def __len__(self) -> int:
-        return len(self._regions)
+        return len(self.regions)
 
     def add(self, request: Request) -> None:
         """The driver has it, and nobody else keeps its memory."""
         if request.region:
-            self._regions[request.cid] = request.region
+            self.regions[request.cid] = request.region
 
     def keep(self, region: int, offset: int) -> None:
         """A client lets go of memory at ``offset`` of the arena, known as ``region``: what is late keeps it."""
-        for cid, named in self._regions.items():
+        for cid, named in self.regions.items():
             if named == region and cid not in self._pins:
                 self._arena.retain(offset, lingering=True)
                 self._pins[cid] = offset
@@ -44,7 +44,7 @@ class Overdue:
     def answered(self, completions: list[Completion]) -> None:
         """The driver has answered, some of these perhaps."""
         for completion in completions:
-            self._regions.pop(completion.cid, None)
+            self.regions.pop(completion.cid, None)
             offset = self._pins.pop(completion.cid, None)
             if offset is not None:
                 self._arena.release(offset)
@@ -52,6 +52,6 @@ class Overdue:
     def clear(self) -> None:
         """The driver is dead."""
         pins, self._pins = self._pins, {}
-        self._regions.clear()
+        self.regions.clear()
         for offset in pins.values():
             self._arena.release(offset)

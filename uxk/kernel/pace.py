@@ -24,7 +24,7 @@ class Pace:
 
     __slots__ = (
         "_account", "_began_ns", "_busy_until_ns", "_machine", "_manifest", "_period", "_samples_ns", "charged",
-        "limited",
+        "limited", "measured", "spent_ns",
     )  # fmt: skip
 
     def __init__(self, machine: Machine, account: Account, manifest: Manifest) -> None:
@@ -35,6 +35,10 @@ class Pace:
         """Whether costs take virtual time."""
         self.limited = self.charged or manifest.budget.cpu_ppm < limits.PPM
         """Whether anything can hold a turn back."""
+        self.measured = self.limited and machine.clock == "real"
+        """Whether its share is of the kernel's own processor time, as :attr:`spent_ns` has it."""
+        self.spent_ns = 0
+        """What the kernel has spent on its turns and output, as the thread's clock says."""
         self._busy_until_ns = 0
         self._period = -1
         self._began_ns = 0
@@ -48,7 +52,8 @@ class Pace:
         share_ppm = self._manifest.budget.cpu_ppm
         if share_ppm >= limits.PPM:
             return None
-        period, charged_ns = now_ns // CPU_PERIOD_NS, self._account.charged_ns
+        period = now_ns // CPU_PERIOD_NS
+        charged_ns = self.spent_ns if self.measured else self._account.charged_ns
         if period != self._period:  # what was used beyond the share is owed (cfs_bandwidth's negative runtime)
             paid_ns = (period - self._period) * share_ppm * CPU_PERIOD_NS // limits.PPM
             self._period, self._began_ns = period, min(charged_ns, self._began_ns + paid_ns)

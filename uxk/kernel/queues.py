@@ -84,7 +84,7 @@ class Queues:
         """Completions and pongs of these frames, in order; mostly there is one frame of completions alone."""
         replies: list[Completion] = []
         pongs: list[Pong] = NO_PONGS
-        for frame, claimed in self._within(self.cq, "cq_full", frames):
+        for frame, claimed in frames if len(frames) == 1 else self._within(self.cq, "cq_full", frames):
             if not self._hand_over(self.cq, "replies", frame, claimed):
                 continue
             usual = down_reply_codec.decode_usual(frame, claimed)
@@ -101,7 +101,7 @@ class Queues:
     def ups_of(self, frames: Sequence[Frame]) -> list[Up]:
         """What the extension asks for in these frames, in order."""
         ups: list[Up] = []
-        for frame, claimed in self._within(self.up, "sq_full", frames):
+        for frame, claimed in frames if len(frames) == 1 else self._within(self.up, "sq_full", frames):
             if self._hand_over(self.up, "up", frame, claimed):
                 ups += self._decode(up_codec, "up", frame, claimed)
         return ups
@@ -113,9 +113,7 @@ class Queues:
         return lost
 
     def _within(self, ring: Ring, reason: str, frames: Sequence[Frame]) -> Sequence[Frame]:
-        """Cuts a flood: what one turn says must fit into the ring altogether."""
-        if len(frames) == 1:
-            return frames
+        """Cuts a flood: what one turn says must fit into the ring altogether.  The ring judges one alone."""
         room, kept = ring.depth, []
         for frame, claimed in frames:
             if 0 < claimed <= room:

@@ -58,7 +58,7 @@ class RequestTable:
 
     __slots__ = (
         "_cid", "_complain", "_data_ops", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed",
-        "_timeout_ns", "_wake", "account", "backlog", "door", "inflight", "on_hung", "overdue",
+        "_timeout_ns", "_wake", "account", "backlog", "door", "inflight", "on_drained", "on_hung", "overdue",
         "timeouts_in_a_row", "timeouts_max",
     )  # fmt: skip
 
@@ -67,10 +67,7 @@ class RequestTable:
         complain: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self._machine = machine
-        self._depth = manifest.budget.queue_depth
-        self._data_ops = data_ops(manifest)
-        self._timeout_ns = manifest.watchdog.request_timeout_ns
-        self._reject_when_full = manifest.full == "reject"
+        self.follow(manifest)
         self._staged = staged
         self._wake = wake
         self._complain = complain
@@ -85,8 +82,17 @@ class RequestTable:
         self.overdue = Overdue(machine.arena)
         """What the instance has although it was answered with ETIMEDOUT."""
         self.timeouts_in_a_row = 0
-        self.timeouts_max = manifest.watchdog.timeouts_max
         self.on_hung: Callable[[int], None] = _nothing
+        self.on_drained: Callable[[], None] | None = None
+        """Called once, when the instance has nothing in flight any more."""
+
+    def follow(self, manifest: Manifest) -> None:
+        """What the manifest says of requests holds from now on."""
+        self._depth = manifest.budget.queue_depth
+        self._data_ops = data_ops(manifest)
+        self._timeout_ns = manifest.watchdog.request_timeout_ns
+        self._reject_when_full = manifest.full == "reject"
+        self.timeouts_max = manifest.watchdog.timeouts_max
 
     @property
     def idle(self) -> bool:
@@ -117,7 +123,8 @@ class RequestTable:
         if port.tagged:
             for request in requests:
                 request.port = port.id
-        now_ns = self._machine.now_ns
+        machine = self._machine
+        now_ns = machine.now_ns
         if count == 1:
             moves_data = requests[0].opcode in self._data_ops
             book[first_cid] = Batch(port, tuple(requests), first_cid, now_ns, moves_data)
@@ -126,7 +133,7 @@ class RequestTable:
             batch = Batch(port, tuple(requests), first_cid, now_ns, moves_data)
             book.update(dict.fromkeys(range(first_cid, cid), batch))
         self.account.requests += count
-        self._machine.outstanding += count
+        machine.outstanding += count
         if book is self.inflight:
             self._staged += requests
             self._wake()
@@ -152,6 +159,9 @@ class RequestTable:
         """Moves waiting requests into the window that completions have opened."""
         backlog, inflight = self.backlog, self.inflight
         if self.door is not Door.OPEN or not backlog:
+            if self.on_drained is not None and not inflight:
+                tell, self.on_drained = self.on_drained, None
+                tell()
             return
         for cid in list(backlog)[: self._depth - len(inflight)]:
             batch = inflight[cid] = backlog.pop(cid)
@@ -162,20 +172,24 @@ class RequestTable:
 
     def on_replies(self, completions: list[Completion]) -> None:
         """Believes, counts and delivers what the extension answered."""
-        if self.overdue:
+        if self.overdue.regions:
             self.overdue.answered(completions)
-        pop = self.inflight.pop
-        batches = [pop(completion.cid, None) for completion in completions]
-        first = batches[0]
-        if first is not None and (len(batches) == 1 or batches.count(first) == len(batches)):
+        pop, count = self.inflight.pop, len(completions)
+        batches: list[Batch | None] = []
+        if count == 1:
+            first = pop(completions[0].cid, None)
+        else:
+            batches = [pop(completion.cid, None) for completion in completions]
+            first = batches[0] if batches.count(batches[0]) == count else None
+        if first is not None:
             self.timeouts_in_a_row = 0
-            self.account.latency.record(self._machine.now_ns - first.submitted_ns, len(batches))
+            self.account.latency.record(self._machine.now_ns - first.submitted_ns, count)
             if first.moves_data:
                 self._count_data(first, completions)
             self._deliver(first.port, completions)
         else:
-            self._sort_out(completions, batches)
-        if self.backlog:
+            self._sort_out(completions, batches or [None])
+        if self.backlog or self.on_drained is not None:
             self.pump()
 
     def _sort_out(self, completions: list[Completion], batches: list[Batch | None]) -> None:
@@ -199,25 +213,30 @@ class RequestTable:
     def _count_data(self, batch: Batch, completions: list[Completion]) -> None:
         """Books what the instance has read and written for its clients."""
         account, first_cid, requests, counted = self.account, batch.first_cid, batch.requests, self._data_ops
+        read_bytes = 0
         for completion in completions:
             if not completion.status:
                 request = requests[completion.cid - first_cid]
                 if request.opcode == _READ:
-                    account.read_bytes += moved_bytes(request, completion)
+                    if completion.result == request.length and request.region:  # as moved_bytes() says, without a call
+                        read_bytes += request.length
+                    else:
+                        read_bytes += moved_bytes(request, completion)
                 elif request.opcode == _WRITE:
                     account.written_bytes += moved_bytes(request, completion)
                 elif request.opcode in counted:
-                    read_bytes, written_bytes = moved(request, completion)
-                    account.read_bytes += read_bytes
-                    account.written_bytes += written_bytes
+                    data = moved(request, completion)
+                    read_bytes += data[0]
+                    account.written_bytes += data[1]
+        account.read_bytes += read_bytes
 
     def _deliver(self, port: Port, completions: list[Completion]) -> None:
         account, count = self.account, len(completions)
         account.completed += count
         self._machine.outstanding -= count
-        failed = [completion for completion in completions if completion.status]
-        if failed:
-            account.failed += len(failed)
+        for completion in completions:
+            if completion.status:
+                account.failed += 1
         port.on_completions(completions)
 
     def fail_one(self, cid: int, status: int) -> bool:
@@ -297,6 +316,7 @@ class RequestTable:
         instance, what it had seen fails.  reissue: all wait; what it had seen may be done twice.
         """
         unseen = {entry.cid for entry in self._staged if isinstance(entry, Request)}
+        self.on_drained = None
         self._staged.clear()
         self.overdue.clear()
         kept: dict[int, Batch] = {}
@@ -314,9 +334,22 @@ class RequestTable:
             self.backlog = {**kept, **self.backlog}
         self._fail_all(lost.items(), errno.EIO)
 
+    def hold(self, on_drained: Callable[[], None]) -> None:
+        """What the instance has not seen waits, with all that comes; ``on_drained`` is called when the rest is done.
+
+        Never from here.  :meth:`open` ends it, and so does a death.
+        """
+        self.door = Door.HELD
+        unseen = [entry.cid for entry in self._staged if isinstance(entry, Request)]
+        self._staged[:] = [entry for entry in self._staged if not isinstance(entry, Request)]
+        kept = {cid: self.inflight.pop(cid) for cid in unseen if cid in self.inflight}
+        self.backlog = {**kept, **self.backlog}
+        self.on_drained = on_drained
+
     def close(self, status: int = errno.ENODEV) -> None:
         """No more: everything in flight or waiting is answered with ``status``."""
         self.door = Door.CLOSED
+        self.on_drained = None
         items = [*self.inflight.items(), *self.backlog.items()]
         self.inflight.clear()
         self.backlog.clear()
@@ -327,6 +360,7 @@ class RequestTable:
     def open(self) -> None:
         """Takes requests from now on, the waiting ones first."""
         self.door = Door.OPEN
+        self.on_drained = None
         self.pump()
 
 

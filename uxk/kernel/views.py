@@ -6,6 +6,7 @@ import errno
 from functools import partial
 from typing import Final
 
+from uxk.actor.sandbox import measures
 from uxk.core.account import COUNTERS, GAUGES
 from uxk.core.params import describe_params, format_param, with_param
 from uxk.core.tree import Attribute, AttributeTable, attribute_table
@@ -49,6 +50,11 @@ MODULE: Final[AttributeTable] = attribute_table(
     Attribute("refcnt", show=lambda agent: str(len(agent.users()))),
     Attribute("coresize", show=lambda agent: str(footprint_bytes(agent))),
     Attribute("holders", show=lambda agent: "\n".join(agent.users())),
+    Attribute("placement", show=lambda agent: agent.placement),
+    # A number that differs from run to run, as cpu_ns does: 0 while it is down.
+    Attribute("pid", show=lambda agent: str(0 if agent.host is None else agent.host.pid), mode=0o400),
+    # Differs from host to host.
+    Attribute("confined", show=lambda agent: measures() if agent.placement == "process" else "", mode=0o400),
 )
 """``/sys/module/NAME`` (Linux: kernel/module/sysfs.c and kernel/params.c)."""
 
@@ -109,6 +115,13 @@ def add_instance(machine: Machine, agent: KernelAgent) -> None:
     machine.tree.add(base, agent, MODULE)
     machine.tree.add(f"{base}/parameters", agent, parameters(agent.manifest.params))
     machine.tree.add(f"{base}/statistics", agent, STATISTICS)
+
+
+def replace_parameters(machine: Machine, agent: KernelAgent) -> None:
+    """Shows the parameters of another build of the module."""
+    path = f"/sys/module/{agent.name}/parameters"
+    machine.tree.remove(path)
+    machine.tree.add(path, agent, parameters(agent.manifest.params))
 
 
 def remove_instance(machine: Machine, agent: KernelAgent) -> None:

@@ -180,16 +180,31 @@ class SimpleMedium(NoneMedium):
         self._random = random
         self._draws: list[int] = []
         self._slow_ppm = 1_000_000
+        self._even = self._read_table is None
+        """Whether all reads have the same latency, the one that was asked for."""
 
     def read(self, offset: int, into: memoryview, now_ns: int) -> int:
         """Fills ``into``."""
         view = self._view
-        if view is not None and not self._marked and self._read_table is None:  # the usual case, without a call
+        if view is not None and self._even and now_ns >= self._ready_ns and not self._marked:
+            # The usual case, without a call: what _at() does is written out.
             length = len(into)
             into[:] = view[offset : offset + length]
             self.reads += 1
             self.read_bytes += length
-            return self._at(now_ns, self._read_ns, length)
+            lanes = self._lanes
+            done_ns = lanes[0]
+            if done_ns < now_ns:
+                done_ns = now_ns
+            done_ns += self._read_ns
+            heapreplace(lanes, done_ns)
+            pipe_ns = self._pipe_ns
+            if pipe_ns < now_ns:
+                pipe_ns = now_ns
+            self._pipe_ns = pipe_ns = pipe_ns + length * self._ps_per_kib // 1_024_000
+            if pipe_ns > done_ns:
+                return pipe_ns
+            return done_ns
         failure = NoneMedium.read(self, offset, into, now_ns)
         if failure < 0:
             return failure
@@ -234,6 +249,7 @@ class SimpleMedium(NoneMedium):
         """Slower states stretch latencies; leaving an idle state costs its exit latency once."""
         super().set_power_state(ps, now_ns)
         self._slow_ppm = POWER_STATES[self._operational].slow_ppm
+        self._even = self._read_table is None and self._slow_ppm == 1_000_000
 
     def _at(self, now_ns: int, latency_ns: int, length_bytes: int) -> int:
         if self._slow_ppm != 1_000_000:

@@ -82,6 +82,15 @@ class Ring(RuleBasedStateMachine):
             self.device.head_moved()
         assert not self.posted, "all that was posted arrives once there is room"
 
+    @precondition(lambda self: self.sent or self.working or self.posted)
+    @rule()
+    def reap_plain(self) -> None:
+        under_way = len(self.sent) + len(self.working) + len(self.posted)
+        plain, more = self.host.reap_plain(under_way)
+        assert [(tag, 0, 0) for tag in plain] == [self.posted.popleft() for _ in plain]
+        assert more or not self.posted, "what is left is told of"
+        self.device.head_moved()
+
     @invariant()
     def interrupts_name_the_queue(self) -> None:
         assert set(self.interrupts) <= {1}

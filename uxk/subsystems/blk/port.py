@@ -134,9 +134,12 @@ class DiskPort:
         disk.tags_used += count
         self.under_way += count
         stats = disk.stats
-        stats.tick(now_ns)
-        stats.inflight[READS] += reads
-        stats.inflight[WRITES] += writes
+        if stats.stamp_ns != now_ns:
+            stats.tick(now_ns)
+        if reads:
+            stats.inflight[READS] += reads
+        if writes:
+            stats.inflight[WRITES] += writes
         if disk.timeouts.on:
             disk.timeouts.arm(now_ns)
 
@@ -152,7 +155,7 @@ class DiskPort:
                 count = len(completions)
                 break
         pop = disk.flights.pop
-        flights = [pop(completion.cid, None) for completion in completions]
+        flights = [pop(completions[0].cid, None)] if count == 1 else [pop(each.cid, None) for each in completions]
         first = flights[0] if count else None
         if first is not None and first.left == count and (count == 1 or flights.count(first) == count):
             if first.inline:
@@ -251,12 +254,16 @@ def plain_sums(
     """
     block_mask, capacity_bytes, most_bytes, slow_flags, writable, merge = plain
     reads = read_bytes = written_bytes = 0
-    end = begin = -1
+    end = begin = usual = -1
     inline = False
     before: Request | None = None
     for request in requests:
         length, offset, opcode = request.length, request.offset, request.opcode
-        if request.flags & slow_flags or (offset | length) & block_mask or not 0 < length <= most_bytes:
+        if length != usual:  # mostly all of a batch are as long
+            if not 0 < length <= most_bytes or length & block_mask:
+                return None
+            usual = length
+        if request.flags & slow_flags or offset & block_mask:
             return None
         if opcode == READ:
             reads += 1

@@ -13,7 +13,7 @@ GROUPS: Final = 4
 class Stats:
     """Counters by group: reads, writes, discards, flushes."""
 
-    __slots__ = ("_stamp_ns", "busy_ns", "inflight", "ios", "merges", "moved_bytes", "waited_ns")
+    __slots__ = ("busy_ns", "inflight", "ios", "merges", "moved_bytes", "stamp_ns", "waited_ns")
 
     def __init__(self) -> None:
         self.ios = [0] * GROUPS
@@ -24,15 +24,16 @@ class Stats:
         self.inflight = [0] * GROUPS
         self.busy_ns = 0
         """Time with anything under way."""
-        self._stamp_ns = 0
+        self.stamp_ns = 0
+        """Up to when time has been counted."""
 
     def tick(self, now_ns: int) -> None:
         """Time that has passed counts as busy if anything is under way (Linux: update_io_ticks)."""
-        if now_ns != self._stamp_ns:
+        if now_ns != self.stamp_ns:
             reads, writes, discards, _ = self.inflight
             if reads or writes or discards:
-                self.busy_ns += now_ns - self._stamp_ns
-            self._stamp_ns = now_ns
+                self.busy_ns += now_ns - self.stamp_ns
+            self.stamp_ns = now_ns
 
     def begin(self, group: int, now_ns: int, count: int = 1) -> None:
         """Requests of one group are under way."""
@@ -42,7 +43,7 @@ class Stats:
     def end(self, group: int, now_ns: int, waited_ns: int, size_bytes: int, count: int = 1) -> None:
         """Requests are answered, after ``waited_ns`` each; ``size_bytes`` altogether."""
         inflight = self.inflight
-        if now_ns != self._stamp_ns:
+        if now_ns != self.stamp_ns:
             self.tick(now_ns)
         inflight[group] -= count
         self.ios[group] += count
