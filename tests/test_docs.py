@@ -49,6 +49,7 @@ from uxk.faults import model as faults
 from uxk.kernel import actions, chardev, devices, kernel, module, ports, proxyviews, views
 from uxk.kernel.proxy import MLModelProxy
 from uxk.scenario import model, results
+from uxk.scenario.exploring import Exploration
 from uxk.scenario.invariants import INVARIANTS
 from uxk.scenario.lfs.study import StudyParams, WorkloadSpec
 from uxk.subsystems.lfs.hint import GcHint
@@ -602,8 +603,10 @@ TABLES: dict[str, Callable[[], str]] = {
     **{
         cls.__name__.lower(): lambda cls=cls: fields_table(cls)  # type: ignore[misc]
         for cls in (
-            manifest.Manifest, manifest.Budget, manifest.RestartPolicy, manifest.Watchdog, model.Scenario, model.Load,
-            model.Workload, model.ClosedLoop, model.OpenLoop, model.Check, faults.Fault, mode.ModeConfig,
+            manifest.Manifest, manifest.Budget, manifest.RestartPolicy, manifest.Watchdog, manifest.Sandbox,
+            model.Scenario, model.Load,
+            model.Workload, model.ClosedLoop, model.OpenLoop, model.Check, faults.Fault, Exploration,
+            mode.ModeConfig,
             action.ActionConfig, records.Feedback, records.Dataset, GcHint, WorkloadSpec,
         )
     },

@@ -68,8 +68,11 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
     "testing": EXTRAS,
     "cli": EXTRAS,
 }
-THIRD_PARTY_OF_FILE = {"uxk/ml.py": frozenset({"river"})}
-"""The one typed adapter to river."""
+THIRD_PARTY_OF_FILE = {
+    "uxk/ml.py": frozenset({"river"}), "uxk/actor/sandbox.py": frozenset({"landlockpy"}),
+    "uxk/actor/syscalls.py": frozenset({"seccompy"}),
+}  # fmt: skip
+"""The one typed adapter to river; the two files that know the packages of the extra ``sandbox``."""
 
 INTEGER_ROOMS = frozenset({"core", "kernel", "subsystems"})
 SECONDS = "uxk/kernel/seconds.py"

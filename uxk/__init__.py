@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from uxk.errors import RequestError as RequestError
     from uxk.errors import RingFull as RingFull
     from uxk.errors import Stalled as Stalled
+    from uxk.errors import UpgradeError as UpgradeError
     from uxk.errors import UsageError as UsageError
     from uxk.errors import UxkError as UxkError
     from uxk.kernel.kernel import Kernel as Kernel
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from uxk.uapi.manifest import MemoryParam as MemoryParam
     from uxk.uapi.manifest import Params as Params
     from uxk.uapi.manifest import RestartPolicy as RestartPolicy
+    from uxk.uapi.manifest import Sandbox as Sandbox
     from uxk.uapi.manifest import Softdep as Softdep
     from uxk.uapi.manifest import Watchdog as Watchdog
     from uxk.uapi.manifest import param as param
@@ -72,7 +74,7 @@ _HOME: Final = {
     "Context": "context", "Reply": "context", "SubmissionQueue": "submission",
     "BudgetError": "errors", "CapabilityError": "errors", "InUse": "errors", "ModuleError": "errors",
     "NoSuchModule": "errors", "ParamError": "errors", "ProbeError": "errors", "RequestError": "errors",
-    "RingFull": "errors", "Stalled": "errors", "UsageError": "errors", "UxkError": "errors",
+    "RingFull": "errors", "Stalled": "errors", "UpgradeError": "errors", "UsageError": "errors", "UxkError": "errors",
     "ActionConfig": "core.action", "CostModel": "core.cost", "ModeConfig": "core.mode", "feature_dicts": "core.rows",
     "Sysctl": "core.sysctl",
     "Kernel": "kernel.kernel", "Module": "kernel.module", "Port": "kernel.ports",
@@ -81,6 +83,7 @@ _HOME: Final = {
     "Completion": "uapi.entries", "Event": "uapi.entries", "Op": "uapi.entries", "Request": "uapi.entries",
     "Bind": "uapi.manifest", "Budget": "uapi.manifest", "Ioctl": "uapi.manifest", "Manifest": "uapi.manifest",
     "MemoryParam": "uapi.manifest", "Params": "uapi.manifest", "RestartPolicy": "uapi.manifest",
+    "Sandbox": "uapi.manifest",
     "Softdep": "uapi.manifest", "Watchdog": "uapi.manifest", "param": "uapi.manifest",
     "Feedback": "uapi.ml", "Mode": "uapi.ml", "ModeChange": "uapi.ml", "ModelCommand": "uapi.ml",
     "ModelInfo": "uapi.ml", "SiteState": "uapi.ml", "decode_site": "uapi.ml", "Rights": "uapi.rights",

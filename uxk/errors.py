@@ -100,6 +100,12 @@ class ProbeError(ModuleError):
     """Whether the module said so itself, with a UsageError; the errno is that error's then."""
 
 
+class UpgradeError(ModuleError):
+    """A hot upgrade or restart did not come about: what ran before runs on, and nothing is lost."""
+
+    default_errno = _errno.ECANCELED
+
+
 class ReadyTimeout(ProbeError):
     """The module did not signal readiness within its limit."""
 

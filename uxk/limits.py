@@ -71,6 +71,19 @@ READY_TIMEOUT_NS_DEFAULT: Final = 5_000_000_000
 REQUEST_TIMEOUT_NS_DEFAULT: Final = 30_000_000_000
 """Deadline of a request handed to a driver (Linux: 30 s, SD_TIMEOUT in drivers/scsi/sd.h and the default
 of ``q->rq_timeout`` in block/blk-mq.c)."""
+HOST_ANSWER_NS_DEFAULT: Final = 10_000_000_000
+"""Host time that an extension in a process of its own may think while the kernel holds its clock for it."""
+HOST_START_NS_DEFAULT: Final = 60_000_000_000
+"""Host time from the start of a process to the end of ``setup``: heavy libraries take seconds, or more under load."""
+HOST_MEMORY_BYTES_DEFAULT: Final = 1 << 30
+"""Private memory of a host process beyond the runtime's: models and numerical libraries take hundreds of megabytes."""
+HOST_FILES_DEFAULT: Final = 256
+HOST_REGIONS_MAX: Final = 256
+"""Regions of the arena that one host process may have mapped: the kernel holds a descriptor for each."""
+HOST_FILES_MIN: Final = 16
+"""Open descriptors of a host process; Trio alone needs a handful."""
+STATE_MAX_BYTES: Final = FRAME_MAX_BYTES
+"""Largest state that an instance may hand over to the next one in a hot upgrade: larger things stay in the arena."""
 LEASE_NS_DEFAULT: Final = 1_000_000_000
 HINTS_PER_SECOND_DEFAULT: Final = 1000
 PPM: Final = 1_000_000

@@ -88,6 +88,9 @@ class MLAgent(Extension[P]):
     ``sysctls`` that it recommends values for, are added to its manifest.  After each dataset, :meth:`on_dataset` is
     called, then :meth:`recommend` for each site.  Errors in hooks are contained as in every extension.
 
+    One that overrides ``checkpoint`` and ``restore`` keeps what it has learned over a crash, too: it is read back if
+    module, ``state_version`` and library versions are the same, before any dataset comes.
+
     An override of ``on_event`` calls ``super().on_event``, one of ``__init__`` ``super().__init__``.
     """
 
@@ -150,16 +153,6 @@ class MLAgent(Extension[P]):
 
     def on_action(self, ctx: Context, change: ActionChange) -> None:
         """A step of a recommended sysctl write: applied, confirmed, reverted, superseded."""
-
-    def checkpoint(self) -> bytes:
-        """What the agent has learned, in a format of its own.  Overriding this is what switches checkpoints on."""
-        return b""
-
-    def restore(self, data: bytes) -> None:
-        """Continues from what :meth:`checkpoint` gave to the instance before this one.
-
-        Called only if module, ``state_version`` and library versions are the same; before any dataset comes.
-        """
 
     # --- what an author calls ---
 
@@ -233,7 +226,8 @@ class MLAgent(Extension[P]):
             ctx.log(f"no checkpoints: {done.payload.decode(errors='replace')}", level=3)
         else:
             self._slots = Slots(ctx.map(done.result, writable=True))
-            self._warm_up(ctx, self._slots)
+            if not self._handed_over:
+                self._warm_up(ctx, self._slots)
         self._attach(ctx)
 
     def _warm_up(self, ctx: Context, slots: Slots) -> None:

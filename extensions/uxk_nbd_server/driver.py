@@ -25,6 +25,9 @@ class NbdServer(uxk.Extension[NbdParams]):
         params=NbdParams,
         capabilities=("device:*:submit",),
         budget=uxk.Budget(memory_bytes=1 << 16, memory_params=("pool",), queue_depth=2048),
+        sandbox=uxk.Sandbox(
+            network=True, read=("{tls_cert}", "{tls_key}", "{tls_ca}"), write=("{unix}/..",), files=1024
+        ),
         ready="explicit",
     )
 

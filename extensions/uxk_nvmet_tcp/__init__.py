@@ -38,6 +38,7 @@ class NvmetTcp(uxk.Extension[NvmetTcpParams]):
         params=NvmetTcpParams,
         capabilities=("device:*:submit",),
         budget=uxk.Budget(memory_bytes=0, memory_params=("memory",), queue_depth=4096),
+        sandbox=uxk.Sandbox(network=True, files=1024),
         ready="explicit",
     )
 

@@ -47,7 +47,7 @@ def test_modinfo_layout() -> None:
         filename="/lib/uxk_null.py", name="null", version="1.0", author="The authors", license="MIT",
         description="Reads give\x1b[31m zeros", kind="driver", driver_class="block", alias=("zero", "uxk:class=block"),
         depends=("core", "bus"), softdep="pre: log", capabilities=("kmsg:read",), placement="task",
-        memory_bytes=1048576, memory_params=("size",), queue_depth=64,
+        memory_bytes=1048576, memory_params=("size",), queue_depth=64, sandbox=("network", "read {cert}"),
         parameters=(
             Parameter("depth", "int", "8", "queue depth", "", True, ">= 1, <= 64"),
             Parameter("size", "int", "required", "", "bytes", False, ""),
@@ -71,6 +71,8 @@ def test_modinfo_layout() -> None:
         "placement:      task\n"
         "memory:         1048576 bytes + size\n"
         "queue_depth:    64\n"
+        "sandbox:        network\n"
+        "sandbox:        read {cert}\n"
         "parm:           depth:queue depth [>= 1, <= 64, default 8, writable] (int)\n"
         "parm:           size:[in bytes, required] (int)\n"
         "parm:           label:what to call it (str)"

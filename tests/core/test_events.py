@@ -69,6 +69,7 @@ class HeapMachine(RuleBasedStateMachine):
         assert len(self.heap) == len(self.pending)
         assert self.heap.lasting == sum(not item[2] for item in self.pending)
         assert self.heap.next_due_ns() == min((item[0] for item in self.pending), default=None)
+        assert all(self.heap.is_due(item[0]) for item in self.pending)
         assert self.heap.fired == len(self.fired)
 
 

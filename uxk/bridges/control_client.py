@@ -17,6 +17,7 @@ from uxk.bridges.control import Connection, error_of, peer_uid
 from uxk.errors import CapabilityError, ProtocolError, UsageError, UxkError
 from uxk.uapi import control as c
 from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow, Record
+from uxk.uapi.supervisor import SupervisorSpec
 
 V = TypeVar("V")
 _HOSTILE: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
@@ -83,6 +84,23 @@ class ControlClient:
     async def rmmod(self, name: str) -> None:
         """Unloads an instance; InUse names who holds it."""
         await self._call(c.Rmmod, type(None), name)
+
+    async def upgrade(
+        self, name: str, to: str = "", params: Mapping[str, str] | None = None, *, quiesce_ns: int | None = None,
+        probation_ns: int | None = None, kpi: str = "",
+    ) -> str:  # fmt: skip
+        """Replaces an instance's build, by itself if ``to`` is empty; the version that runs then."""
+        if to.endswith((".py", ".toml")) or "/" in to:
+            to = absolute(to)
+        return await self._call(c.Upgrade, str, name, to, dict(params or {}), quiesce_ns, probation_ns, kpi)
+
+    async def supervise(self, spec: SupervisorSpec) -> None:
+        """Puts instances under a supervisor."""
+        await self._call(c.Supervise, type(None), spec)
+
+    async def unsupervise(self, name: str) -> None:
+        """Takes a supervisor away."""
+        await self._call(c.Unsupervise, type(None), name)
 
     async def modinfo(self, name: str) -> ModuleInfo:
         """What a module says of itself."""

@@ -17,7 +17,9 @@ from uxk.uapi.info import Record
 
 BATCH_MAX: Final = 128
 """Records in one value of a stream: bounds what a slow client makes the kernel keep."""
-_CHANGES: Final = (c.Modprobe, c.Insmod, c.Rmmod, c.WriteAttribute)
+_CHANGES: Final = (
+    c.Modprobe, c.Insmod, c.Rmmod, c.WriteAttribute, c.Upgrade, c.Supervise, c.Unsupervise,
+)  # fmt: skip
 
 
 async def perform(kernel: Kernel, request: c.Request) -> object:
@@ -36,8 +38,24 @@ async def perform(kernel: Kernel, request: c.Request) -> object:
         case c.Rmmod(name=name):
             await kernel.rmmod(name)
             return None
+        case c.Upgrade():
+            return await _upgrade(kernel, request)
         case _:
             return _look(kernel, request)
+
+
+async def _upgrade(kernel: Kernel, request: c.Upgrade) -> str:
+    to = request.to or None
+    if to is not None and (to.endswith((".py", ".toml")) or "/" in to) and not PurePosixPath(to).is_absolute():
+        raise UsageError(f"{to!r}: expected an absolute path")
+    limits = {name: getattr(request, name) for name in ("quiesce_ns", "probation_ns")}
+    if wrong := sorted({*request.params} & {"to", "kpi", "worse_ppm", *limits}):
+        raise ParamError(f"{', '.join(wrong)}: no parameter of a module's over this connection")
+    given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    if request.kpi:
+        given["kpi"] = request.kpi
+    given.update(request.params)
+    return (await kernel.upgrade(request.name, to, **given)).manifest.version
 
 
 def _look(kernel: Kernel, request: c.Request) -> object:
@@ -46,6 +64,12 @@ def _look(kernel: Kernel, request: c.Request) -> object:
     match request:
         case c.ListModules(available=available):
             return kernel.available() if available else kernel.lsmod()
+        case c.Supervise(spec=spec):
+            kernel.supervise(spec)
+            return None
+        case c.Unsupervise(name=name):
+            kernel.unsupervise(name)
+            return None
         case c.Modinfo(name=name):
             return kernel.modinfo(name)
         case c.Depmod():

@@ -20,6 +20,8 @@ from uxk.errors import UxkError
 VERB_FILES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("uxk.cli.boot", ("boot",)),
     ("uxk.cli.modules", ("lsmod", "modprobe", "insmod", "rmmod")),
+    ("uxk.cli.upgrade", ("upgrade", "restart")),
+    ("uxk.cli.supervise", ("supervise",)),
     ("uxk.cli.modinfo", ("modinfo", "depmod")),
     ("uxk.cli.dmesg", ("dmesg",)),
     ("uxk.cli.tree", ("cat", "echo", "ls", "tree")),
@@ -28,6 +30,7 @@ VERB_FILES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("uxk.cli.iostat", ("iostat",)),
     ("uxk.cli.blktrace", ("blktrace",)),
     ("uxk.cli.run", ("run",)),
+    ("uxk.cli.explore", ("explore",)),
     ("uxk.cli.report", ("report",)),
     ("uxk.cli.diff", ("diff",)),
     ("uxk.cli.replay", ("replay",)),

@@ -48,9 +48,12 @@ events, which happen at once (of these, only `link down` is listed, and `rm MODU
   uxk fault add nvmet_tcp link down          clients lose their connections; `link up` lets them come back; nbd_server
   uxk fault add nvme namespace add 64MiB     a namespace appears, or goes: `namespace rm NSID`
 
-between the kernel and any module: words of a scenario's [[faults]], with kind=crash|hang|drop|delay|corrupt|duplicate
+between the kernel and any module: words of a scenario's [[faults]] (docs/faults.md), with kind=crash|hang|slow|drop|
+delay|reorder|duplicate|corrupt|stale|lie|leak|flood
   uxk fault add null kind=hang duration_ns=2s
   uxk fault add null kind=delay delay_ns=10ms probability_ppm=5000
+  uxk fault add null kind=crash where=requests message=write after=99
+  uxk fault add gc kind=lie where=commands message=hint probability_ppm=100000
 """
 
 

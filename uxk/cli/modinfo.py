@@ -11,12 +11,14 @@ from uxk.cli.common import FAILED, GOOD, Subparsers, add_verb, clean, complain, 
 if TYPE_CHECKING:
     from uxk.uapi.info import Dependencies, ModuleInfo, Parameter
 
+FILES = (".py", ".toml")
+
 
 def register(subparsers: Subparsers) -> None:
     """Adds the verbs."""
     parser = add_verb(subparsers, "modinfo", modinfo, kernel=True, help="show what a module says of itself", json=True)
     parser.add_argument("-F", "--field", metavar="FIELD", help="print only this field's values, one per line")
-    parser.add_argument("name", metavar="NAME", help="a module, an alias, or a .py file")
+    parser.add_argument("name", metavar="NAME", help="a module, an alias, or a .py or .toml file")
     add_verb(subparsers, "depmod", depmod, kernel=True, help="print dependencies and aliases of all modules", json=True)
 
 
@@ -35,12 +37,12 @@ def modinfo(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> ModuleInfo:
-    if args.kernel and not args.name.endswith(".py"):
+    if args.kernel and not args.name.endswith(FILES):
         return with_kernel(args, lambda kernel: kernel.modinfo(args.name))
     from uxk.kernel.kernel import Kernel
 
     kernel = Kernel()
-    if args.name.endswith(".py"):  # a file is looked at here, as kmod's modinfo does
+    if args.name.endswith(FILES):  # a file is looked at here, as kmod's modinfo does
         return kernel.modinfo(kernel.catalog.add_file(args.name).name)
     return kernel.modinfo(args.name)
 
@@ -69,6 +71,8 @@ def modinfo_fields(info: ModuleInfo) -> Iterator[tuple[str, str]]:
     yield "placement", info.placement
     yield "memory", " + ".join((f"{info.memory_bytes} bytes", *info.memory_params))
     yield "queue_depth", str(info.queue_depth)
+    for asked in info.sandbox:
+        yield "sandbox", clean(asked)
     for parameter in info.parameters:
         yield "parm", clean(parm_text(parameter))
 

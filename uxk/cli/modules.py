@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from uxk.cli.common import (
     FAILED,
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from uxk.kernel.module import Module
 
 
+_PARAMS: Final = "parameters of the module, and placement=task or placement=process"
+
+
 def register(subparsers: Subparsers) -> None:
     """Adds the verbs."""
     add_verb(
@@ -46,11 +49,13 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("-r", "--remove", action="store_true", help="unload NAME and what only it needed")
     parser.add_argument("-i", "--instance", default="", metavar="NAME", help="name of a further instance")
     parser.add_argument("name", metavar="NAME", help="a module or an alias")
-    parser.add_argument("params", metavar="PARAM=VALUE", nargs="*", help="parameters of the module")
+    parser.add_argument("params", metavar="PARAM=VALUE", nargs="*", help=_PARAMS)
     parser = add_verb(subparsers, "insmod", insmod, kernel=True, help="load a module from a single file", epilog=trial)
     parser.add_argument("-i", "--instance", default="", metavar="NAME", help="name of a further instance")
-    parser.add_argument("file", metavar="FILE", help="a Python file with one extension in it")
-    parser.add_argument("params", metavar="PARAM=VALUE", nargs="*", help="parameters of the module")
+    parser.add_argument(
+        "file", metavar="FILE", help="a Python file with one extension in it, or a TOML file of a program"
+    )
+    parser.add_argument("params", metavar="PARAM=VALUE", nargs="*", help=_PARAMS)
     parser = add_verb(subparsers, "rmmod", rmmod, kernel=True, help="unload modules")
     parser.add_argument("names", metavar="NAME", nargs="+")
 
@@ -76,13 +81,19 @@ class Row(Protocol):
         """Who holds it."""
         ...
 
+    @property
+    def pid(self) -> int:
+        """Process of its own, or 0."""
+        ...
+
 
 def lsmod_text(rows: Iterable[Row]) -> str:
-    """kmod's layout (tools/lsmod.c)."""
+    """kmod's layout (tools/lsmod.c), with a mark behind what runs in a process of its own."""
     lines = ["Module                  Size  Used by"]
     for row in rows:
         line = "%-19s %8d  %d" % (clean(row.name), row.size_bytes, len(row.used_by))  # noqa: UP031
-        lines.append(f"{line} {clean(','.join(row.used_by))}" if row.used_by else line)
+        line = f"{line} {clean(','.join(row.used_by))}" if row.used_by else line
+        lines.append(f"{line} [process {row.pid}]" if row.pid else line)
     return "\n".join(lines)
 
 

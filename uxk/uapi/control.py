@@ -14,8 +14,10 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Meta, Struct, field
 
+from uxk.limits import PATH_MAX_BYTES
 from uxk.uapi.entries import U31, U63, Entry, Name, Path, Value
 from uxk.uapi.info import Record
+from uxk.uapi.supervisor import SupervisorSpec
 
 VERSION: Final = 1
 """Version of the protocol that this file describes."""
@@ -152,9 +154,39 @@ class Statistics(Entry, tag=15):
     name: InstanceName = ""
 
 
+class Upgrade(Entry, tag=16):
+    """Replaces the build of an instance, by itself if ``to`` is empty: its version, ``str``, after its probation.
+
+    ``to`` is a version, or the absolute path of a file.
+    """
+
+    cid: U63
+    name: Path
+    to: Annotated[str, Meta(max_length=PATH_MAX_BYTES)] = ""
+    params: ParamTexts = field(default_factory=dict)
+    quiesce_ns: U63 | None = None
+    probation_ns: U63 | None = None
+    kpi: Annotated[str, Meta(max_length=64)] = ""
+    """``latency``, or none."""
+
+
+class Supervise(Entry, tag=17):
+    """Puts instances under a supervisor: ``None``."""
+
+    cid: U63
+    spec: SupervisorSpec
+
+
+class Unsupervise(Entry, tag=18):
+    """Takes a supervisor away: ``None``."""
+
+    cid: U63
+    name: Path
+
+
 Request: TypeAlias = (
     ListModules | Modprobe | Insmod | Rmmod | Modinfo | Depmod | Dmesg | Follow | ReadAttribute | WriteAttribute
-    | ListDirectory | StatPath | Render | Statistics
+    | ListDirectory | StatPath | Render | Statistics | Upgrade | Supervise | Unsupervise
 )  # fmt: skip
 ToKernel: TypeAlias = Hello | Request
 

@@ -397,8 +397,20 @@ class EndEpoch(Entry, tag=59):
     refused: Annotated[str, Meta(max_length=NAME_MAX_BYTES)] = ""
 
 
+class RecommendBuild(Entry, tag=60):
+    """A build of a running module with these constants baked in, on probation; answered when that is over.
+
+    Status 0: it runs.  Else the payload says why the build from before runs on.
+    """
+
+    cid: U63
+    module: Name
+    constants: Fields = {}
+    why: Text = ""
+
+
 Up: TypeAlias = (
     Submit | Ready | Log | Open | Derive | Revoke | Allocate | Free | Acquire | Release | Publish | Pin | Unpin
     | TreeRead | TreeWrite | SetAttribute | AddDevice | RemoveDevice | AddChardev | SetPoll | FollowKmsg | Hint
-    | Charge | Model | RecommendSysctl | SettleAction | OfferSite | EndEpoch
+    | Charge | Model | RecommendSysctl | SettleAction | OfferSite | EndEpoch | RecommendBuild
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class ModuleRow(Struct, frozen=True):
+class ModuleRow(Struct, frozen=True, omit_defaults=True):
     """One line of ``lsmod``."""
 
     name: str
@@ -14,6 +14,10 @@ class ModuleRow(Struct, frozen=True):
     state: str
     version: str
     driver_class: str
+    placement: str = "task"
+    """``"task"``: in the kernel's process; ``"process"``: in one of its own."""
+    pid: int = 0
+    """That process, while it has one."""
 
 
 class Parameter(Struct, frozen=True):
@@ -48,6 +52,8 @@ class ModuleInfo(Struct, frozen=True):
     memory_params: tuple[str, ...]
     """What comes on top with parameters: their names, or ``"size*5/512 when integrity=Y"``."""
     queue_depth: int
+    sandbox: tuple[str, ...]
+    """What it asks of its process, if that is its own: ``"network"``, ``"read {tls_cert}"``."""
     parameters: tuple[Parameter, ...]
 
 

@@ -90,7 +90,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     queue_depth: int = limits.QUEUE_DEPTH_DEFAULT
     """Slots of each of its rings; a power of two."""
     cpu_ppm: int = limits.PPM
-    """Share of charged virtual time, in parts per million of one processor."""
+    """Share of one processor, in parts per million: of charged virtual time, on the real clock of the kernel's own."""
     hints_per_s: int = limits.HINTS_PER_SECOND_DEFAULT
     log_burst: int = limits.LOG_BURST_DEFAULT
     """Log lines per five seconds."""
@@ -119,6 +119,28 @@ class Watchdog(msgspec.Struct, frozen=True, kw_only=True):
     """Deadline of every request handed to the driver."""
     timeouts_max: int = 3
     """Timed-out requests in a row before the driver counts as hung."""
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host process may do beside computing (placement ``process``); everything else is denied.
+
+    Paths are absolute, or begin with a parameter in braces: ``{tls_cert}`` is the file that it names,
+    ``{backing:file}`` is PATH if its value is ``file:PATH``, ``{unix}/..`` the folder around a file.  One that is empty
+    stands for nothing.
+    """
+
+    memory_bytes: int = limits.HOST_MEMORY_BYTES_DEFAULT
+    """Private memory, beside the runtime's own and the arena."""
+    files: int = limits.HOST_FILES_DEFAULT
+    """Open descriptors."""
+    network: bool = False
+    """Sockets of its own."""
+    processes: bool = False
+    """Programs and processes of its own, confined alike; it can wait for them, and not send them signals."""
+    read: tuple[str, ...] = ()
+    """Files, and folders with all that is in them, to read: beside what lies on the import path."""
+    write: tuple[str, ...] = ()
+    """The same to read, write, make and remove."""
 
 
 class Ioctl(msgspec.Struct, frozen=True):
@@ -168,7 +190,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     full: FullPolicy = "defer"
     """What happens to a submission that finds the ring full: wait in a bounded backlog, or ``EAGAIN``."""
     placement: Placement = "task"
-    """Where it runs: in the kernel's process as a task; in a process of its own in a later version."""
+    """Where it runs, unless who loads it says otherwise: in the kernel's process as a task, or in one of its own."""
+    sandbox: Sandbox = Sandbox()
+    """What its process may do, if it has one of its own."""
     ready: Literal["setup", "explicit"] = "setup"
     """Ready when ``setup`` returns, or only when the extension calls ``ctx.ready()``."""
     ready_timeout_ns: int = limits.READY_TIMEOUT_NS_DEFAULT
