@@ -329,7 +329,8 @@ async def test_following_without_the_capability_is_eacces() -> None:
 
 async def test_the_kernels_own_settings_take_effect() -> None:
     async with uxk.Kernel(seed=1) as kernel:
-        assert kernel.sysfs.listdir("/proc/sys/kernel") == ["lock_lease_ns", "turns_per_instant_max"]
+        names = ["host_answer_ns", "lock_lease_ns", "turns_per_instant_max"]
+        assert kernel.sysfs.listdir("/proc/sys/kernel") == names
         kernel.sysfs.write("/proc/sys/kernel/turns_per_instant_max", "77")
         assert kernel.dispatcher.turns_per_instant_max == 77
         with pytest.raises(uxk.UxkError, match="turns_per_instant_max"):
