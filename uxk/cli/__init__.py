@@ -37,6 +37,7 @@ VERB_FILES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("uxk.cli.record", ("record",)),
     ("uxk.cli.new", ("new",)),
     ("uxk.cli.check", ("check",)),
+    ("uxk.cli.bpf", ("bpf",)),
 )
 """Each file has a function ``register(subparsers)``, which adds its verbs with :func:`uxk.cli.common.add_verb`."""
 
