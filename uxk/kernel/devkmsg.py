@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from uxk import limits
 from uxk.core.kmsg import DEBUG, FACILITY_USER, Start, format_dev_kmsg
 from uxk.core.ratelimit import RateLimit
 from uxk.errors import TreeError, UsageError
-from uxk.kernel.chardev import POLLIN, POLLOUT
 from uxk.kernel.machine import Machine
+from uxk.kernel.ownfile import OwnFile
 from uxk.uapi.info import Record
 
 if TYPE_CHECKING:
@@ -25,30 +26,30 @@ _LEVEL_DEFAULT: Final = 4
 _PREFIX: Final = re.compile(r"<(\d{1,4})>")
 
 
-class KmsgFile:
-    """An open ``/dev/kmsg``; begins at the oldest record held.  Use it as :class:`~uxk.kernel.chardev.File`."""
+class KmsgFile(OwnFile):
+    """An open ``/dev/kmsg``; begins at the oldest record held."""
+
+    path = PATH
 
     def __init__(self, machine: Machine, dispatcher: Dispatcher, client: str) -> None:
+        super().__init__(dispatcher)
         self._machine = machine
-        self._dispatcher = dispatcher
         self._client = client
         self._reader = machine.kmsg.reader("oldest")
         self._limit = RateLimit(limits.LOG_BURST_DEFAULT, limits.LOG_INTERVAL_NS_DEFAULT)
-        self._closed = False
-
-    async def __aenter__(self) -> KmsgFile:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
 
     @property
-    def _readable(self) -> bool:
+    def readable(self) -> bool:
+        """Whether there is a record that was not read."""
         return self._reader.next_seq < self._machine.kmsg.next_seq
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``wake`` at the next record."""
+        return self._machine.kmsg.subscribe(wake)
 
     def seek(self, start: Start) -> None:
         """Goes to a sequence number, to the ``"oldest"`` record, or past the last one (``"now"``)."""
-        self._check_open()
+        self.check_open()
         self._reader = self._machine.kmsg.reader(start)
 
     async def read(self, size_bytes: int = RECORD_MAX_BYTES, *, wait: bool = True) -> bytes:
@@ -57,11 +58,8 @@ class KmsgFile:
         Waits for one, or with ``wait=False`` raises EAGAIN.  EPIPE, once, if records were overwritten before
         they were read; EINVAL for one that ``size_bytes`` do not hold: it stays to be read.
         """
-        self._check_open()
-        while not self._readable:
-            if not wait:
-                raise TreeError(f"{PATH}: nothing to read", errno=errno.EAGAIN)
-            await self.poll(POLLIN)
+        self.check_open()
+        await self.wait_readable(wait=wait)
         line = format_dev_kmsg(self._next()).encode()
         if len(line) > size_bytes:
             self._reader.next_seq -= 1
@@ -82,7 +80,7 @@ class KmsgFile:
 
         More than ``LOG_BURST_DEFAULT`` lines in five seconds are dropped without a word, as on Linux.
         """
-        self._check_open()
+        self.check_open()
         if len(data) > limits.KMSG_TEXT_MAX_BYTES:
             raise UsageError(f"{PATH}: {len(data)} bytes, at most {limits.KMSG_TEXT_MAX_BYTES}")
         self._machine.refresh()
@@ -95,32 +93,3 @@ class KmsgFile:
             text, level, facility = text[prefix.end() :], number & DEBUG, number >> 3 or FACILITY_USER
         self._machine.kmsg.log(self._machine.now_ns, level, self._client, text, facility=facility)
         return len(data)
-
-    async def ioctl(self, command: str | int, argument: Any = None) -> Any:
-        """There are none: ENOTTY."""
-        self._check_open()
-        raise UsageError(f"{PATH}: no ioctl {command!r}", errno=errno.ENOTTY)
-
-    async def poll(self, mask: int = POLLIN | POLLOUT) -> int:
-        """Waits until one of ``mask`` is reported.  It can always be written."""
-        self._check_open()
-        if not mask & (POLLIN | POLLOUT):
-            raise UsageError(f"{PATH}: poll for {mask:#x}, expected POLLIN, POLLOUT or both")
-        while True:
-            ready = (POLLOUT | (POLLIN if self._readable else 0)) & mask
-            if ready:
-                return ready
-            goal = self._dispatcher.goal(f"{PATH} to become readable")
-            cancel = self._machine.kmsg.subscribe(goal.reach)
-            try:
-                await self._dispatcher.wait(goal)
-            finally:
-                cancel()
-
-    async def close(self) -> None:
-        """Closes the file."""
-        self._closed = True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError(f"{PATH}: file is closed", errno=errno.EBADF)
