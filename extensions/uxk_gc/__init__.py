@@ -8,7 +8,8 @@ the candidates.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import pickle
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from river import stats
 
 import uxk
 from uxk.subsystems.lfs.hint import GcHint, encode_hint
+from uxk.subsystems.lfs.miniature import Policy
 from uxk_gc.candidates import portfolio
 from uxk_gc.chooser import CHOOSERS, Chooser
 from uxk_gc.miniatures import Miniatures
@@ -32,6 +34,18 @@ class GcParams(uxk.Params):
     search: Annotated[bool, uxk.param(help="whether the best candidates are varied")] = True
 
 
+class Learned(NamedTuple):
+    """What one instance leaves to the next: everything but the miniatures, which are of one volume."""
+
+    params: GcParams
+    logs: int
+    candidates: list[Policy]
+    chooser: Chooser
+    search: Search | None
+    default_cost: stats.EWMean
+    error_ppm: stats.EWMean
+
+
 class Gc(uxk.MLAgent[GcParams]):
     """Advises the collector of ``lfs0``."""
 
@@ -41,6 +55,8 @@ class Gc(uxk.MLAgent[GcParams]):
     )  # fmt: skip
     model = "lfs0"
     sites = ("lfs0.gc",)
+    checkpoint_every = 0
+    checkpoint_max_bytes = 128 << 10
 
     def setup(self, ctx: uxk.Context) -> None:
         """Nothing is known of the volume before its first dataset."""
@@ -52,9 +68,24 @@ class Gc(uxk.MLAgent[GcParams]):
         self._miniatures: Miniatures | None = None
         self._chooser: Chooser
         self._search: Search | None = None
-        self._gp_ppm = 0
+        self._gp_ppm = self._logs = 0
         self._due = False
         self._told = ""
+        self._learned: Learned | None = None
+
+    def checkpoint(self) -> bytes:
+        """What it has learned; empty before there was a lesson."""
+        miniatures = self._miniatures
+        if miniatures is None:
+            return b"" if self._learned is None else pickle.dumps(self._learned)
+        return pickle.dumps(Learned(
+            self.params, self._logs, miniatures.candidates, self._chooser, self._search, self._default_cost,
+            self.error_ppm,
+        ))  # fmt: skip
+
+    def restore(self, data: bytes) -> None:
+        """Goes on from there with its first dataset, if parameters and volume are alike."""
+        self._learned = pickle.loads(data) if data else None
 
     def on_dataset(self, ctx: uxk.Context, dataset: uxk.DatasetView) -> None:
         """``writes`` come before ``state``, epoch by epoch."""
@@ -82,15 +113,30 @@ class Gc(uxk.MLAgent[GcParams]):
         self._due = self._chooser.choice >= 0
 
     def _begin_with(self, ctx: uxk.Context, state: dict[str, int]) -> None:
-        candidates = portfolio(state["logs"], self.params.learned, self.params.search)
+        self._logs = state["logs"]
+        learned = self._take_learned(ctx)
+        candidates = learned.candidates if learned else portfolio(self._logs, self.params.learned, self.params.search)
         self._miniatures = Miniatures(
             state["sampled"], state["segment_blocks"], state["gp_max_ppm"], state["logs"], state["ratio"], candidates
         )  # fmt: skip
+        ctx.log(f"{len(candidates)} candidates on {state['sampled']} of {state['pages']} pages")
+        if learned is not None:
+            self._chooser, self._search = learned.chooser, learned.search
+            self._default_cost, self.error_ppm = learned.default_cost, learned.error_ppm
+            if self._search is not None:
+                self._search.reseed(ctx.random("search"))
+            return
         placements = [candidate.placement for candidate in candidates]
         self._chooser = CHOOSERS[self.params.chooser](placements, ctx.random("chooser"))
         if self.params.search and self.params.learned:
             self._search = Search(ctx.random("search"))
-        ctx.log(f"{len(candidates)} candidates on {state['sampled']} of {state['pages']} pages")
+
+    def _take_learned(self, ctx: uxk.Context) -> Learned | None:
+        learned, self._learned = self._learned, None
+        if learned is not None and (learned.params != self.params or learned.logs != self._logs):
+            ctx.log(f"learned for {learned.logs} logs and {learned.params}: starting cold", level=4)
+            return None
+        return learned
 
     def recommend(self, ctx: uxk.Context, site: str) -> uxk.Advice | None:
         """The chosen candidate, once an epoch: a hint that is repeated stays fresh."""

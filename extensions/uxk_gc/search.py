@@ -37,6 +37,10 @@ class Search:
         self.surrogate = linear_model.BayesianLinearRegression(alpha=25, beta=400)
         self.tried = 0
 
+    def reseed(self, rng: np.random.Generator) -> None:
+        """Goes on with another stream of random numbers."""
+        self._rng = rng
+
     def vary(self, miniatures: Miniatures, chooser: Chooser) -> None:
         """One epoch is over; now and then the weakest variation is replaced."""
         self._epoch += 1

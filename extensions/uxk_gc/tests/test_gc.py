@@ -226,3 +226,19 @@ async def test_a_threshold_that_changes_reaches_its_miniatures() -> None:
         await kernel.run()
         assert lfs.epochs[-1].written.wa_ppm > 1.4 * lfs.epochs[-50].written.wa_ppm
         assert int(kernel.sysfs.read("/sys/module/gc/attributes/error_ppm")) < 150_000, "it expects what happens"
+
+
+async def test_what_it_has_learned_outlives_it_but_not_its_volume() -> None:
+    async with boot(seed=1) as kernel:
+        await kernel.modprobe("gc")
+        lfs = volume(kernel, pages=PAGES)
+        await kernel.run_until_ns(6 * PAGES * lfs.params.write_ns)
+        lines = [record.text for record in kernel.kmsg.records(source="gc")]
+        policy = kernel.sysfs.read("/sys/module/gc/attributes/policy")
+        await kernel.restart("gc")
+        await kernel.run()
+        after = [record.text for record in kernel.kmsg.records(source="gc")][len(lines) :]
+        assert any("bytes of state" in line for line in after)
+        assert not any("cold" in line for line in after)
+        assert kernel.sysfs.read("/sys/module/gc/attributes/policy").split()[0] == policy.split()[0]
+        assert lfs.epochs[-1].mode.name == "RECOMMENDATION"
