@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from uxk.cli.common import GOOD, Subparsers, UsageExit, add_verb, note, print_json, with_kernel
+from uxk.cli.common import (
+    FAILED,
+    GOOD,
+    Subparsers,
+    UsageExit,
+    add_verb,
+    clean,
+    complain,
+    note,
+    print_json,
+    with_kernel,
+)
 from uxk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,6 +25,7 @@ if TYPE_CHECKING:
     from uxk.uapi.info import Record
 
 ALL_LEVELS = 255
+_ERRORS_SHOWN = 8
 
 
 def register(subparsers: Subparsers) -> None:
@@ -24,12 +36,17 @@ def register(subparsers: Subparsers) -> None:
         "With --json, one object per line.",
     )  # fmt: skip
     parser.add_argument("-l", "--level", metavar="LEVELS", default="", help="only these levels")
+    parser.add_argument("-F", "--file", metavar="FILE", help="a log file, and what it was rotated to; no kernel needed")
     parser.add_argument("-w", "--follow", action="store_true", help="wait for new records, until Ctrl-C")
 
 
 def dmesg(args: argparse.Namespace) -> int:
-    """Needs a running kernel."""
+    """Needs a running kernel, or a file."""
     mask = level_mask(args.level)
+    if args.file is not None:
+        if args.follow:
+            raise UsageExit("--follow: not with --file")
+        return _show_file(args, mask)
 
     async def show(kernel: ControlClient) -> int:
         if not args.follow:
@@ -42,6 +59,29 @@ def dmesg(args: argparse.Namespace) -> int:
         return GOOD
 
     return with_kernel(args, show)
+
+
+def _show_file(args: argparse.Namespace, mask: int) -> int:
+    """The exit code is 1 if lines were no records; those are named on stderr."""
+    from uxk.bridges.logs.lines import to_json_line
+    from uxk.bridges.logs.reader import LineError, read_logs
+
+    bad: list[int] = []
+
+    def on_error(error: LineError) -> None:
+        bad.append(error.number)
+        if len(bad) <= _ERRORS_SHOWN:
+            complain("dmesg", clean(error))
+
+    records = (record for record in read_logs(args.file, on_error) if mask >> record.level & 1)
+    if args.json:
+        for record in records:
+            print(to_json_line(record))
+    else:
+        print_records(records, False)
+    if len(bad) > _ERRORS_SHOWN:
+        complain("dmesg", f"{len(bad)} lines are no records")
+    return FAILED if bad else GOOD
 
 
 def print_records(records: Iterable[Record], json: bool) -> None:

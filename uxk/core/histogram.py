@@ -7,6 +7,7 @@ idle histogram costs nothing, a full one has at most :data:`BUCKETS_MAX` entries
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from uxk import limits
@@ -117,6 +118,18 @@ class Histogram:
             if seen >= rank:
                 return min(bucket_top(bucket), self.max)
         return 0
+
+    def cumulated(self, bounds: Sequence[int]) -> tuple[int, ...]:
+        """For each of the ascending ``bounds``, how many values lie in buckets wholly at or below it."""
+        self._settle()
+        counts: list[int] = []
+        buckets, at, seen = sorted(self._buckets.items()), 0, 0
+        for bound in bounds:
+            while at < len(buckets) and bucket_top(buckets[at][0]) <= bound:
+                seen += buckets[at][1]
+                at += 1
+            counts.append(seen)
+        return tuple(counts)
 
     def summary(self) -> LatencySummary:
         """Count, mean, p50, p99, p99.9 and maximum."""

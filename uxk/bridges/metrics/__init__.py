@@ -1,0 +1,1 @@
+"""Figures of a running kernel in the words of Prometheus and OpenMetrics."""
