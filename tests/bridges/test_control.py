@@ -102,7 +102,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 async def test_every_operation(served: Served) -> None:
     async with ControlClient(served.path) as kernel:
-        assert (kernel.welcome.version, kernel.welcome.clock, kernel.welcome.pid) == (1, "virtual", os.getpid())
+        assert (kernel.welcome.version, kernel.welcome.clock, kernel.welcome.pid) == (2, "virtual", os.getpid())
         assert await kernel.lsmod() == ()
         assert await kernel.modprobe("ctl-demo", {"depth": "4"}) == "ctl_demo"
         (row,) = await kernel.lsmod()
@@ -231,13 +231,15 @@ async def raw(path: Path) -> Connection[c.ToClient]:
     return Connection(await trio.open_unix_socket(path), c.ToClient)
 
 
-@pytest.mark.parametrize(("oldest", "newest", "agreed"), [(1, 1, True), (0, 9, True), (2, 9, False), (0, 0, False)])
-async def test_version_negotiation(served: Served, oldest: int, newest: int, agreed: bool) -> None:
+@pytest.mark.parametrize(
+    ("oldest", "newest", "agreed"), [(1, 1, 1), (1, 2, 2), (0, 9, 2), (2, 9, 2), (3, 9, 0), (0, 0, 0)]
+)
+async def test_version_negotiation(served: Served, oldest: int, newest: int, agreed: int) -> None:
     link = await raw(served.path)
     await link.send(c.Hello(oldest, newest))
     answer = await link.receive()
     if agreed:
-        assert isinstance(answer, c.Welcome) and answer.version == 1
+        assert isinstance(answer, c.Welcome) and answer.version == agreed
     else:
         assert isinstance(answer, c.Failure) and answer.errno == errno.EPROTONOSUPPORT
         assert await link.receive() is None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import uxk
-from uxk.bridges.control import Connection, frame_of
+from uxk.bridges.control import Connection, frame_of, is_hosted
 from uxk.bridges.control_client import ControlClient
 from uxk.bridges.control_server import ControlServer
 from uxk.errors import ProtocolError
+from uxk.kernel.process_child import HOSTS
 from uxk.limits import FRAME_MAX_BYTES
 from uxk.uapi import control as c
 
@@ -208,3 +212,58 @@ def test_frames_too_long_are_not_sent() -> None:
     with pytest.raises(ProtocolError) as refused:
         frame_of(c.Part(1, bytes(FRAME_MAX_BYTES)))
     assert refused.value.errno == errno.EMSGSIZE
+
+
+INTRUDER = """
+import socket
+
+import uxk
+from uxk.bridges.control import frame_of
+from uxk.uapi import control as c
+
+
+class Intruder(uxk.Extension):
+    manifest = uxk.Manifest(name="intruder", placement="process", sandbox=uxk.Sandbox(network=True))
+
+    def setup(self, ctx):
+        self.socket = socket.socket(socket.AF_UNIX)
+
+    def on_batch(self, ctx, requests):
+        for request in requests:
+            if request.payload:
+                self.socket.connect(request.payload.decode())
+                self.socket.sendall(frame_of(c.Hello(1, 1)) + frame_of(c.Rmmod(2, "intruder")))
+                ctx.complete(request)
+            else:
+                ctx.complete(request, self.socket.recv(4096))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="extensions are processes on Linux only")
+async def test_an_extension_that_may_use_sockets_does_not_rule_its_kernel(tmp_path: Path) -> None:
+    file = tmp_path / "intruder.py"
+    file.write_text(INTRUDER)
+    async with uxk.Kernel(clock="real") as kernel, trio.open_nursery() as nursery:
+        server = ControlServer(kernel, tmp_path / "k")
+        await nursery.start(server.serve)
+        intruder = await kernel.insmod(file)
+        await intruder.submit(bytes(tmp_path / "k"))
+        assert b"may not tell a kernel what to do" in (await intruder.submit()).payload
+        pid = int(kernel.sysfs.read("/sys/module/intruder/pid"))
+        assert is_hosted(pid, HOSTS) and not is_hosted(os.getpid(), HOSTS)
+        await kernel.rmmod("intruder")
+        nursery.cancel_scope.cancel()
+    assert is_hosted(pid, HOSTS), "nobody knows what it was, so it counts as one"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_what_a_host_has_started_counts_as_the_host_and_a_child_of_the_kernel_s_user_does_not() -> None:
+    line = [sys.executable, "-c", "import subprocess; subprocess.run(['cat'])"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        parent.stdin.write(b"x")
+        parent.stdin.flush()
+        parent.stdout.read(1)  # so the grandchild runs
+        child = int(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text())
+        assert is_hosted(child, {parent.pid}) and is_hosted(parent.pid, {parent.pid})
+        assert not is_hosted(child, set()) and not is_hosted(None, {parent.pid})

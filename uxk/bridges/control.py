@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Container
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
@@ -45,15 +46,19 @@ class Connection(Generic[M]):
         self.stream = stream
         self._decode = msgspec.msgpack.Decoder(cast("type[M]", incoming)).decode
         self._buffer = bytearray()
+        self._sending = trio.Lock()
         self.torn = False
         """A message was cut off while being sent: nothing more can be said."""
 
     async def send(self, message: Entry) -> None:
-        """Sends one message.  Raises what Trio raises if the peer is gone."""
+        """Sends one message; tasks take turns.  Raises what Trio raises if the peer is gone, or one was cut off."""
         frame = frame_of(message)
-        self.torn = True
-        await self.stream.send_all(frame)
-        self.torn = False
+        async with self._sending:
+            if self.torn:
+                raise trio.BrokenResourceError("a message was cut off before this one")
+            self.torn = True
+            await self.stream.send_all(frame)
+            self.torn = False
 
     async def receive(self) -> M | None:
         """The next message, or None if the peer hung up between two.
@@ -87,16 +92,46 @@ class Connection(Generic[M]):
 
 def peer_uid(sock: trio.socket.SocketType) -> int | None:
     """The user at the other end (Linux: SO_PEERCRED), or None where the system cannot tell."""
+    peer = _peer(sock)
+    return None if peer is None else peer[1]
+
+
+def peer_pid(sock: trio.socket.SocketType) -> int | None:
+    """The process that has connected, in the same way; it may have ended since."""
+    peer = _peer(sock)
+    return None if peer is None else peer[0]
+
+
+def _peer(sock: trio.socket.SocketType) -> tuple[int, int, int] | None:
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None
-    _, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, option, _PEERCRED.size))
-    return cast(int, uid)
+    return cast("tuple[int, int, int]", _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, option, _PEERCRED.size)))
 
 
 def may_serve(uid: int | None) -> bool:
     """Whether a kernel of this process obeys that user: its own, or root.  Without a uid, the file's mode decides."""
     return uid is None or uid in (0, os.geteuid())
+
+
+def is_hosted(pid: int | None, hosts: Container[int]) -> bool:
+    """Whether a process is one of the ``hosts`` of extensions or was started by one, or has ended, as such may have.
+
+    An extension that may use sockets is of the kernel's user, but is not to tell it what to do.
+    """
+    at, asked = pid or 0, True
+    while at > 1 and at != os.getpid():
+        if at in hosts:
+            return True
+        try:
+            with open(f"/proc/{at}/stat", encoding="ascii", errors="replace") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+        except OSError:
+            return asked and os.path.isdir("/proc/self")
+        if asked and state in "ZX":
+            return True
+        at, asked = int(parent), False
+    return False
 
 
 # --- errors -------------------------------------------------------------------------------------------

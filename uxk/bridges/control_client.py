@@ -17,6 +17,7 @@ from uxk.bridges.control import Connection, error_of, peer_uid
 from uxk.errors import CapabilityError, ProtocolError, UsageError, UxkError
 from uxk.uapi import control as c
 from uxk.uapi.info import Dependencies, ModuleInfo, ModuleRow, Record
+from uxk.uapi.metrics import Snapshot
 from uxk.uapi.supervisor import SupervisorSpec
 
 V = TypeVar("V")
@@ -41,7 +42,7 @@ class ControlClient:
         self._cid = 0
 
     async def __aenter__(self) -> ControlClient:
-        self._link = await self._connect()
+        self._link = await dial(self.path)
         try:
             answer = await self._ask(c.Hello(*c.Versions()))
             if not isinstance(answer, c.Welcome):
@@ -148,25 +149,11 @@ class ControlClient:
         """Figures of an instance, or of the kernel."""
         return await self._call(c.Statistics, dict[str, Any], name)
 
-    # --- inside ---
+    async def metrics(self) -> Snapshot:
+        """All counters at one instant."""
+        return await self._call(c.Metrics, Snapshot)
 
-    async def _connect(self) -> Connection[c.ToClient]:
-        try:
-            stream = await trio.open_unix_socket(os.fspath(self.path))
-        except (OSError, ValueError) as exc:
-            number = exc.errno if isinstance(exc, OSError) else errno.ENAMETOOLONG
-            reason = os.strerror(number) if number else str(exc)
-            hint = ""
-            if number in (errno.ENOENT, errno.ECONNREFUSED):
-                hint = f" (start one with: uxk boot --socket {self.path})"
-            elif number in (errno.EACCES, errno.EPERM):
-                hint = " (the socket belongs to its owner: only that user may connect)"
-            raise UsageError(f"no kernel at {self.path}: {reason}{hint}", errno=number or errno.EIO) from exc
-        uid, own = peer_uid(stream.socket), os.geteuid()
-        if uid not in (None, 0, own) and own != 0:
-            await trio.aclose_forcefully(stream)
-            raise CapabilityError(f"{self.path}: belongs to uid {uid}, expected {own} or 0")
-        return Connection(stream, c.ToClient)
+    # --- inside ---
 
     def _live(self) -> Connection[c.ToClient]:
         if self._link is None:
@@ -261,6 +248,26 @@ class KmsgStream:
         if batch is None:
             raise StopAsyncIteration
         return list(batch.records), batch.lost
+
+
+async def dial(path: Path) -> Connection[c.ToClient]:
+    """A connection to a kernel's socket.  Raises UsageError with a hint, CapabilityError if it is a stranger's."""
+    try:
+        stream = await trio.open_unix_socket(os.fspath(path))
+    except (OSError, ValueError) as exc:
+        number = exc.errno if isinstance(exc, OSError) else errno.ENAMETOOLONG
+        reason = os.strerror(number) if number else str(exc)
+        hint = ""
+        if number in (errno.ENOENT, errno.ECONNREFUSED):
+            hint = f" (start one with: uxk boot --socket {path})"
+        elif number in (errno.EACCES, errno.EPERM):
+            hint = " (the socket belongs to its owner: only that user may connect)"
+        raise UsageError(f"no kernel at {path}: {reason}{hint}", errno=number or errno.EIO) from exc
+    uid, own = peer_uid(stream.socket), os.geteuid()
+    if uid not in (None, 0, own) and own != 0:
+        await trio.aclose_forcefully(stream)
+        raise CapabilityError(f"{path}: belongs to uid {uid}, expected {own} or 0")
+    return Connection(stream, c.ToClient)
 
 
 def absolute(path: str | Path) -> str:

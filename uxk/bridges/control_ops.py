@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from uxk.bridges.metrics.snapshot import take_snapshot
 from uxk.core.kmsg import KmsgReader
 from uxk.core.tree import Stat, Tree
 from uxk.errors import ParamError, UsageError
@@ -88,6 +89,8 @@ def _look(kernel: Kernel, request: c.Request) -> object:
             return entry_of(tree, path)
         case c.Render(path=path, values=values):
             return tree.render(path, values=values)
+        case c.Metrics():
+            return take_snapshot(kernel)
         case c.Statistics(name=name):
             return kernel.module(name).statistics() if name else kernel_figures(kernel)
         case _:

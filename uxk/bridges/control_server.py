@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, get_args
 
-import msgspec
 import trio
 
 from uxk.bridges import control_ops
-from uxk.bridges.control import Connection, failure_of, may_serve, peer_uid
+from uxk.bridges.control import Connection, failure_of, is_hosted, may_serve, peer_pid, peer_uid
+from uxk.bridges.control_files import FileSession, encode_value, send_value
 from uxk.bridges.control_listen import listen, remove
+from uxk.bridges.face.api import Face
+from uxk.bridges.face.memory import MemoryFace
 from uxk.core.ratelimit import RateLimit
-from uxk.errors import CapabilityError, KernelBug, ProtocolError, RingFull, UsageError, UxkError
+from uxk.errors import CapabilityError, ProtocolError, RingFull, UxkError
 from uxk.kernel.kernel import Kernel
+from uxk.kernel.process_child import HOSTS
 from uxk.limits import LOG_INTERVAL_NS_DEFAULT
 from uxk.uapi import control as c
 
@@ -32,6 +36,7 @@ PAUSE_S: Final = 0.001
 """After this many requests and connections, all clients together pause for so long.  The kernel moves on only when
 no task can run: clients that never stop asking must not keep it from that."""
 LOG_BURST: Final = 8
+FILE_REQUESTS: Final[tuple[type[c.FileRequest], ...]] = get_args(c.FileRequest)
 
 Link: TypeAlias = Connection[c.ToKernel]
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -51,11 +56,15 @@ class ControlStatistics(NamedTuple):
 
 
 class ControlServer:
-    """Serves one kernel on a Unix socket that only its owner, and root, can use."""
+    """Serves one kernel on a Unix socket that only its owner, and root, can use.
 
-    def __init__(self, kernel: Kernel, path: str | Path) -> None:
+    ``face`` is what requests for files see: by default the kernel's own.
+    """
+
+    def __init__(self, kernel: Kernel, path: str | Path, *, face: Face | None = None) -> None:
         self.path = Path(path).absolute()
         self._kernel = kernel
+        self._face = face or MemoryFace(kernel, client="control")
         self._turn = trio.Lock()
         self._turns = 0
         self._clients = self._accepted = self._refused = self._requests = self._bad_frames = self._lost = 0
@@ -132,24 +141,34 @@ class ControlServer:
         uid = peer_uid(stream.socket)
         if not may_serve(uid):
             raise CapabilityError(f"control socket: uid {uid} may not, expected {os.geteuid()} or 0")
+        if is_hosted(peer_pid(stream.socket), HOSTS):
+            raise CapabilityError("control socket: an extension's process may not tell a kernel what to do")
         if self._clients > CLIENTS_MAX:
             raise RingFull(f"control socket: {CLIENTS_MAX} clients are connected already")
 
     async def _converse(self, link: Link) -> None:
-        await self._greet(link)
-        while (request := await link.receive()) is not None:
-            await self._gate()
-            self._requests += 1
-            match request:
-                case c.Hello():
-                    raise ProtocolError("a second Hello, expected a request")
-                case c.Follow():
-                    await self._follow(link, request)
-                    return
-                case _:
-                    await self._answer(link, request)
+        version = await self._greet(link)
+        note = partial(control_ops.note_input, self._kernel)
+        async with FileSession(self._face, link, note, self._warn) as files:
+            while (request := await link.receive()) is not None:
+                await self._gate()
+                self._requests += 1
+                match request:
+                    case c.Hello():
+                        raise ProtocolError("a second Hello, expected a request")
+                    case c.Follow():
+                        await self._follow(link, request)
+                        return
+                    case _ if version < c.VERSION_FILES and isinstance(request, (c.Cancel, *FILE_REQUESTS)):
+                        raise ProtocolError(f"{type(request).__name__} is of version {c.VERSION_FILES}")
+                    case c.Cancel(cid=cid):
+                        files.cancel(cid)
+                    case _ if isinstance(request, FILE_REQUESTS):
+                        await files.begin(request)
+                    case _:
+                        await self._answer(link, request)
 
-    async def _greet(self, link: Link) -> None:
+    async def _greet(self, link: Link) -> int:
         hello = None
         with trio.move_on_after(HELLO_TIMEOUT_S) as scope:
             hello = await link.receive()
@@ -165,6 +184,7 @@ class ControlServer:
             text = f"versions {hello.oldest} to {hello.newest}: this kernel speaks {ours.oldest} to {ours.newest}"
             raise ProtocolError(text, errno=errno.EPROTONOSUPPORT)
         await link.send(c.Welcome(version, self._kernel.machine.clock, os.getpid()))
+        return version
 
     async def _answer(self, link: Link, request: c.Request) -> None:
         """Carries a request out; whatever goes wrong in it is the answer, not the end of the connection."""
@@ -253,21 +273,3 @@ async def _until_hangup(link: Link, scope: trio.CancelScope) -> None:
         await link.stream.receive_some(1)
     finally:
         scope.cancel()
-
-
-def encode_value(value: object) -> bytes:
-    """The bytes of an answer.  Raises KernelBug if the kernel gave what cannot cross, UsageError if it is too big."""
-    try:
-        data = msgspec.msgpack.encode(value)
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as exc:
-        raise KernelBug(f"{type(value).__name__} cannot be sent: {exc}") from exc
-    if len(data) > c.REPLY_MAX_BYTES:
-        raise UsageError(f"answer of {len(data)} bytes, at most {c.REPLY_MAX_BYTES}", errno=errno.EFBIG)
-    return data
-
-
-async def send_value(link: Link, cid: int, data: bytes) -> None:
-    """Sends a value in as many parts as it needs."""
-    for start in range(0, len(data), c.PART_MAX_BYTES):
-        end = start + c.PART_MAX_BYTES
-        await link.send(c.Part(cid, data[start:end], end < len(data)))

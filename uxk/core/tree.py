@@ -250,7 +250,7 @@ class Tree:
         """How often ``path`` was notified since it was added."""
         node, attribute = self._find(path)
         event = (node.events or {}).get(attribute.name if attribute else "")
-        return event.generation if event else 0
+        return event.generation if event is not None else 0  # one without waiters is empty, and so false
 
     def poll(self, path: str, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls ``callback`` at every notify, and a last time when ``path`` is removed.
