@@ -34,6 +34,19 @@ def test_messages_arrive_in_order(ends: Ends) -> None:
     assert child.receive() == []
 
 
+def test_messages_can_be_taken_a_few_at_a_time(ends: Ends) -> None:
+    kernel, child = ends
+    for number in range(100):
+        kernel.send(wire.Turn(number, [b"x"], []))
+    pieces = [child.receive(7)]
+    while child.more:
+        assert child.wait(0)  # though nothing lies in the socket
+        pieces.append(child.receive(7) if len(pieces) % 2 else child.spin_receive())
+    assert [len(piece) for piece in pieces] == [7, 7, 86]
+    assert [each.now_ns for piece in pieces for each in piece if isinstance(each, wire.Turn)] == list(range(100))
+    assert child.receive(7) == []
+
+
 def test_what_the_peer_does_not_read_is_kept_and_counts_as_stalled(ends: Ends) -> None:
     kernel, child = ends
     sent = 0

@@ -22,7 +22,7 @@ FROM_CHILD = (
 )
 
 
-def read(data: bytes, *cuts: int) -> list[wire.FromChild]:
+def read(data: bytes, *cuts: int, most: int = 1 << 30) -> list[wire.FromChild]:
     """Everything in ``data``, which comes in pieces that end at ``cuts``."""
     reader: wire.Reader[wire.FromChild] = wire.Reader(wire.FromChild, 64)
     found: list[wire.FromChild] = []
@@ -33,15 +33,21 @@ def read(data: bytes, *cuts: int) -> list[wire.FromChild]:
             assert len(room)
             piece = data[at : min(cut, at + len(room))]
             room[: len(piece)] = piece
-            found += reader.filled(len(piece))
+            found += reader.filled(len(piece), most)
+            while reader.more:
+                found += (some := reader.filled(0, most))
+                assert 0 < len(some) <= most
             at += len(piece)
     return found
 
 
-@given(st.lists(st.sampled_from(FROM_CHILD), max_size=6), st.lists(st.integers(0, 400), max_size=8))
-def test_a_stream_may_be_cut_anywhere(messages: list[wire.FromChild], cuts: list[int]) -> None:
+CUTS = st.lists(st.integers(0, 400), max_size=8)
+
+
+@given(st.lists(st.sampled_from(FROM_CHILD), max_size=6), CUTS, st.integers(1, 4))
+def test_a_stream_may_be_cut_anywhere(messages: list[wire.FromChild], cuts: list[int], most: int) -> None:
     data = b"".join(map(wire.packed, messages))
-    assert read(data, *(cut for cut in cuts if cut <= len(data))) == messages
+    assert read(data, *(cut for cut in cuts if cut <= len(data)), most=most) == messages
 
 
 def test_a_message_longer_than_the_buffer_has_room_made_for_it() -> None:

@@ -72,7 +72,9 @@ UP: tuple[e.Entry, ...] = (
     e.SetPoll("tty0", 1), e.FollowKmsg(17, 4), e.Hint(18, "lfs-gc", 3, 1000, b"\x01"), e.Charge(500),
     e.Model(19, "lfs-gc", 1), e.RecommendSysctl(20, "vm/x", "1"), e.SettleAction(21, 1),
     e.OfferSite(22, "disk0.pick"), e.EndEpoch(23, "disk0.pick", 10, 9, 4, 4),
-    e.RecommendBuild(24, "store", {"cache": 64}, "hot"),
+    e.RecommendBuild(24, "store", {"cache": 64}, "hot"), e.FillDataset(25, "disk0.pick", b"\x07"),
+    e.InjectPolicy(26, "disk0.pick", b"\xb7\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0"), e.JudgePolicy(27, 1, 0, bytes(8)),
+    e.UpdatePolicy(28, 1, b"\x01"), e.LoadProgram(29, "queue/disk0", b"\x95\0\0\0\0\0\0\0", ((8, 1),)),
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import uxk
 from uxk.actor import sandbox, wire
+from uxk.cli import main
 from uxk.errors import ManifestError, ModuleError, NoSuchModule, ParamError, ProbeError, UsageError, UxkError
 from uxk.scenario import ClosedLoop, Load
 from uxk.scenario.results import Result
@@ -348,3 +349,11 @@ def test_the_document_shows_the_example_as_it_is() -> None:
         text = (SOURCES / name).read_text("utf-8")
         assert f"```{language} file={name}\n{text}```\n" in page
         assert text.count("\n") <= most, "a small client is promised"
+
+
+def test_the_conformance_suite_examines_a_program(ramdisk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", str(ramdisk), "-p", "size=64KiB"]
+    assert main([*words, "--only", "manifest", "--only", "load_unload", "--only", "hostile_requests"]) == 0
+    assert capsys.readouterr().out.endswith("3 passed, 0 failed\n")
+    assert main([*words, "--only", "misuse"]) == 2
+    assert "--only check_misuse: no such check of this module" in capsys.readouterr().err

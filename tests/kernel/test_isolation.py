@@ -121,6 +121,7 @@ ANYWHERE = (
 AT_THE_KERNEL = (
     "kill", "thread_kill", "pidfd", "signal_by_pipe", "ptrace", "vm_read", "limit_of", "slow_down", "pin",
 )  # fmt: skip
+AT_OTHERS = ("remove_memory 0", "remove_messages 0", "take_message 0", "remove_semaphore 0", "remove_queue /x")
 AT_FILES = ("read", "write", "unlink", "chmod")
 
 
@@ -132,6 +133,7 @@ async def test_system_calls_that_an_extension_has_no_business_with_are_refused(t
     async with bench() as b:
         said = {attack: await b.tell(attack) for attack in ANYWHERE}
         said |= {f"{attack} {mine}": await b.tell(attack, mine) for attack in AT_THE_KERNEL}
+        said |= {attack: await b.tell(attack) for attack in AT_OTHERS}
         said |= {f"{attack} file": await b.tell(attack, file) for attack in AT_FILES}
         said |= {f"read {name}": await b.tell("read", f"/proc/{mine}/{name}") for name in ("mem", "maps", "environ")}
         said |= {"mkdir": await b.tell("mkdir", tmp_path / "new"), "read /etc": await b.tell("read", "/etc/passwd")}

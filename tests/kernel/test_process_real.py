@@ -15,11 +15,14 @@ import trio
 
 import uxk
 from uxk import limits
+from uxk.actor import wire
 from uxk.errors import RequestError
 from uxk.kernel.process_host import TURNS_AHEAD
 
 HERE = Path(__file__).resolve().parent
 VICTIM, RUNNER, STEADY = (HERE / "hosted" / f"{name}.py" for name in ("victim", "runner", "steady"))
+ATTACKS = HERE.parents[1] / "examples/attacks"
+HONEST, HOSTILE = ATTACKS / "honest.py", ATTACKS / "hostile.py"
 SOAK = bool(os.environ.get("UXK_SOAK"))
 
 
@@ -139,3 +142,77 @@ async def test_a_flood_of_output_is_taken_in_turns() -> None:
         requests = [uxk.Request(0, uxk.Op.CALL, b"answer 200000") for _ in range(limits.QUEUE_DEPTH_DEFAULT)]
         answers = await module.submit_batch(requests)
         assert [len(answer.payload) for answer in answers] == [200_000] * len(requests)
+
+
+async def test_what_a_flood_costs_is_the_flooder_s_own() -> None:
+    async with uxk.Kernel(clock="real") as kernel:
+        honest = await kernel.insmod(HONEST, placement="process")
+        hostile = await kernel.insmod(HOSTILE, placement="process", attack="wire_flood", cpu_ppm=10_000)
+        agent, account = kernel.agents["hostile"], hostile.account
+        before_ns = account.cpu_ns
+        hostile.open_port(lambda answers: None).submit(uxk.Request(0))
+        heard = False
+        while not (account.throttled and heard):  # of a hundredth of the processor it has used up its share
+            heard = heard or agent.unheard
+            await honest.submit(b"well")
+        assert account.cpu_ns > before_ns
+        assert any("10000 ppm of the processor are used up" in text for text in texts(kernel))
+        while agent.unheard:
+            await honest.submit(b"well")
+        assert honest.account.faults == honest.account.rejected == 0
+
+
+async def test_a_share_is_what_the_kernel_spends_and_its_end_is_no_silence() -> None:
+    async with uxk.Kernel(clock="real") as kernel:
+        module = await kernel.insmod(VICTIM, placement="process", cpu_ppm=10_000)
+        while module.account.throttled < 3:
+            assert (await module.submit(b"answer 10000")).payload
+        assert module.account.faults == 0
+        await kernel.rmmod("victim")
+        assert "goodbye: rmmod" in texts(kernel)
+
+
+async def test_a_child_says_that_its_tasks_woke_only_if_the_clock_is_held() -> None:
+    async with uxk.Kernel(clock="real") as kernel:
+        module = await kernel.insmod(VICTIM, placement="process")
+        with pytest.raises(RequestError):
+            await module.submit(b"say " + wire.packed(wire.Dirty()).hex().encode())
+        assert any("ProtocolError in process: Dirty, and the clock is not held" in text for text in texts(kernel))
+
+
+PARENT = """
+import os
+import time
+
+import uxk
+
+
+class Parent(uxk.Extension):
+    manifest = uxk.Manifest(
+        name="parent", placement="process", sandbox=uxk.Sandbox(processes=True, write=("{file}",))
+    )
+
+    def on_batch(self, ctx, requests):
+        pipe = os.open({file!r}, os.O_WRONLY)
+        if os.fork() == 0:
+            time.sleep(600)
+        os.close(pipe)
+        ctx.complete_batch(requests)
+"""
+
+
+async def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
+    pipe, file = tmp_path / "pipe", tmp_path / "parent.py"
+    os.mkfifo(pipe)
+    read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    file.write_text(PARENT.replace("{file!r}", repr(str(pipe))).replace("{file}", str(pipe)))
+    async with uxk.Kernel(clock="real") as kernel:
+        module = await kernel.insmod(file)
+        await module.submit()
+        with pytest.raises(BlockingIOError):  # somebody has it open for writing
+            os.read(read, 1)
+        await kernel.rmmod("parent")
+        with trio.fail_after(60):
+            await trio.lowlevel.wait_readable(read)
+        assert os.read(read, 1) == b""
+    os.close(read)

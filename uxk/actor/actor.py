@@ -150,6 +150,7 @@ class Actor:
     async def run(self) -> None:
         """The extension's Trio task.  A crash is recorded; cancellation passes through."""
         assert self._extension is not None
+        self.ctx._tasks.root = trio.lowlevel.current_task()
         try:
             await self._extension.run(self.ctx)
         except BaseException as exc:

@@ -28,12 +28,11 @@ from uxk.actor.actor import Actor, Crash, Output, State
 from uxk.actor.actor import Start as ActorStart
 from uxk.actor.link import Gone, Link
 from uxk.actor.mapping import Mappings
+from uxk.actor.rest import Rest
 from uxk.core.codec import Frame
 from uxk.errors import CapabilityError, ModuleError
 from uxk.module import Extension
 
-_QUIET: Final = 2
-"""Once would do for tasks; Trio looks at descriptors in between."""
 _LIVES_ON: Final = 0.5
 """Seconds that tasks may take to end when the kernel has hung up."""
 
@@ -60,15 +59,19 @@ class Child:
         self._rest = Rest()
         self._actor: Actor | None = None
         self._start: wire.Start
+        self.resting = False
+        """Whether its tasks rest until the kernel lets them run, which hears then what they have staged."""
 
     # --- life ---
 
-    async def serve(self) -> None:
-        """From the first word to the end of the connection."""
+    def greet(self) -> None:
+        """The first word."""
         self._link.send_all(
             wire.Hello(wire.MAGIC, wire.VERSION_MIN, wire.VERSION_MAX, f"python {platform.python_version()}")
         )
-        start = self._next()
+
+    def begin(self, start: wire.FromKernel) -> bool:
+        """Sets up the extension that the kernel names; whether it has tasks, which are to be started."""
         if isinstance(start, wire.Refuse):
             raise SystemExit(f"the kernel refuses: {start.reason}")
         if not isinstance(start, wire.Start):
@@ -79,20 +82,24 @@ class Child:
         actor = self._load(start)
         if actor is None:
             self._answer(Output((), (), None, False), began_ns)
-            self._serve_plain()
-            return
+            return False
         self._actor = actor
         actor.setup()
-        if not actor.runs or actor.crash is not None:
-            self._answer(actor.output(), began_ns)
+        if actor.runs and actor.crash is None:
+            actor.follow_clock(self._clock)
+            actor.watch_output(self._note_staged, None if start.held else self._kick)
+        self._answer(actor.output(), began_ns)
+        return actor.runs and actor.crash is None
+
+    async def serve(self) -> None:
+        """From the first word to the end of the connection."""
+        self.greet()
+        if not self.begin(self._next()):
             self._serve_plain()
-        actor.follow_clock(self._clock)
-        actor.watch_output(self._note_staged, None if start.held else self._kick)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run, name=f"uxk {start.name}")
-            self._answer(actor.output(), began_ns)
+            nursery.start_soon(self._run, name=f"uxk {self._start.name}")
             try:
-                if start.held:
+                if self._start.held:
                     self._rest.watch()
                     await self._serve_held()
                 else:
@@ -106,8 +113,8 @@ class Child:
     def _load(self, start: wire.Start) -> Actor | None:
         """Confines this process, imports the class and makes the actor; None, and told, if that fails."""
         try:
-            confine(start)
-            cls = load_class(start)
+            self._confine(start)
+            cls = self._class(start)
         except BaseException as exc:  # somebody else's package: anything may go wrong
             if isinstance(exc, KeyboardInterrupt):
                 raise
@@ -120,6 +127,12 @@ class Child:
             None if start.state_version is None else State(start.state_version, start.state),
         )  # fmt: skip
         return Actor(cls, birth, self._map)
+
+    def _confine(self, start: wire.Start) -> None:
+        confine(start)
+
+    def _class(self, start: wire.Start) -> type[Extension[Any]]:
+        return load_class(start)
 
     async def _run(self) -> None:
         assert self._actor is not None
@@ -148,22 +161,26 @@ class Child:
             while not isinstance(message, wire.Settle):
                 self._handle(message)
                 message = self._next()
-            self._now_ns = message.now_ns
-            began_ns = perf_counter_ns()
-            self._in_turn = True  # the answer tells what they stage
-            await self._rest.wait()
-            self._in_turn = False
-            self._number += 1
-            if message.take:
-                output, staged = self._output(), self._staged
-                self._staged = False
-                self._tell_crash()
-                self._say(output, began_ns, staged)
-            else:
-                self._say(Output((), (), None, False), began_ns, self._staged)
+            await self._settle(message, self._rest)
             while not self._waiting:
                 await trio.lowlevel.wait_readable(self._link.sock)
                 self._waiting += self._link.receive()
+
+    async def _settle(self, message: wire.Settle, rest: Rest) -> None:
+        """Lets tasks run until all of them wait, and tells."""
+        self._now_ns = message.now_ns
+        began_ns = perf_counter_ns()
+        self._in_turn = True  # the answer tells what they stage
+        await rest.wait()
+        self._in_turn = False
+        self._number += 1
+        if message.take:
+            output, staged = self._output(), self._staged
+            self._staged = False
+            self._tell_crash()
+            self._say(output, began_ns, staged)
+        else:
+            self._say(Output((), (), None, False), began_ns, self._staged)
 
     async def _serve_free(self) -> None:
         while True:
@@ -199,7 +216,7 @@ class Child:
         self._staged = True
         if not self._start.held:
             self._flush.set()
-        elif not self._in_turn:
+        elif not (self._in_turn or self.resting):
             self._link.send_all(wire.Dirty())
 
     # --- messages ---
@@ -375,38 +392,13 @@ def _utf8(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-class Rest(trio.abc.Instrument):
-    """Waits until all other tasks wait, as trio.testing does, whose import takes as long as all the others here."""
-
-    def __init__(self) -> None:
-        self._own: trio.lowlevel.Task | None = None
-        self._steps = 0
-
-    def watch(self) -> None:
-        """Begins to count the steps of tasks other than the present one."""
-        self._own = trio.lowlevel.current_task()
-        trio.lowlevel.add_instrument(self)
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio's callback."""
-        if task is not self._own:
-            self._steps += 1
-
-    async def wait(self) -> None:
-        """Returns when between two steps of its own, twice in a row, nobody has made one."""
-        quiet = 0
-        while quiet < _QUIET:
-            before = self._steps
-            await trio.lowlevel.checkpoint()
-            quiet = 0 if self._steps != before else quiet + 1
-
-
 # --- the process -----------------------------------------------------------------------------------------
 
 
 def confine(start: wire.Start) -> None:
     """Gives up, before any code of the module runs, what its manifest does not ask for."""
-    sandbox.enter(start.sandbox, start.memory_bytes, [*start.search, start.file])
+    package = package_of(start)
+    sandbox.enter(start.sandbox, start.memory_bytes, [*start.search, start.file, *([package] if package else [])])
 
 
 def load_class(start: wire.Start) -> type[Extension[Any]]:
@@ -429,9 +421,28 @@ def load_class(start: wire.Start) -> type[Extension[Any]]:
     return found
 
 
+def package_of(start: wire.Start) -> str:
+    """The folder of the package that a module imported from a path is in, or ""."""
+    above, file = start.module.count("."), start.file
+    if not start.module.startswith("uxk_insmod_") or not file:
+        return ""
+    is_package = os.path.basename(file) == "__init__.py"
+    folder = os.path.dirname(file)
+    for _ in range(above - (0 if is_package else 1)):
+        folder = os.path.dirname(folder)
+    return folder if above or is_package else ""
+
+
 def _from_file(start: wire.Start) -> Any:
-    name = "__uxk_main__" if start.module == "__main__" else start.module
-    spec = importlib.util.spec_from_file_location(name, start.file) if start.file else None
+    name, package = "__uxk_main__" if start.module == "__main__" else start.module, package_of(start)
+    if package:
+        top = _executed(start, name.partition(".")[0], os.path.join(package, "__init__.py"), [package])
+        return importlib.import_module(name) if "." in name else top
+    return _executed(start, name, start.file, None)
+
+
+def _executed(start: wire.Start, name: str, file: str, within: list[str] | None) -> Any:
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=within) if file else None
     if spec is None or spec.loader is None:
         raise ModuleError(f"{start.name}: module {start.module} has no file that its host process could import")
     module = importlib.util.module_from_spec(spec)
@@ -447,7 +458,12 @@ def main(argv: Sequence[str]) -> int:
     sandbox.close_descriptors(int(argv[0]))
     sock = socket.socket(fileno=int(argv[0]))
     link: Link[wire.FromKernel] = Link(sock, wire.FromKernel)
-    run: Callable[[], Any] = Child(link).serve
+    return converse(Child(link))
+
+
+def converse(child: Child) -> int:
+    """Runs a child until the kernel hangs up; the exit status."""
+    run: Callable[[], Any] = child.serve
     try:
         trio.run(run)
     except Gone:

@@ -17,6 +17,7 @@ from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
 from uxk.actor.wire import Message, Reader, packed
+from uxk.limits import I64_MAX
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Spin:
 class Link(Generic[T]):
     """One end.  ``kinds`` is the union of messages that the peer sends."""
 
-    __slots__ = ("_out", "_poll", "_reader", "_watched", "pending_bytes", "sock", "spin")
+    __slots__ = ("_out", "_poll", "_reader", "_watched", "pending_bytes", "pending_descriptors", "sock", "spin")
 
     def __init__(self, sock: socket.socket, kinds: Any, watched: Sequence[int] = ()) -> None:
         sock.setblocking(False)
@@ -74,6 +75,8 @@ class Link(Generic[T]):
         self._out: deque[tuple[memoryview, int]] = deque()
         self.pending_bytes = 0
         """Bytes that the peer has not taken yet."""
+        self.pending_descriptors = 0
+        """Descriptors that it has not taken yet."""
         self._watched = set(watched)
         self._poll: select.poll | None = None
         self.spin = Spin()
@@ -98,6 +101,7 @@ class Link(Generic[T]):
             data = data[sent:]
         self._out.append((memoryview(data), descriptor))
         self.pending_bytes += len(data)
+        self.pending_descriptors += descriptor != _NONE
         self.flush()
 
     @property
@@ -109,11 +113,6 @@ class Link(Generic[T]):
     def pending_messages(self) -> int:
         """Messages that the peer has not taken yet."""
         return len(self._out)
-
-    @property
-    def pending_descriptors(self) -> int:
-        """Descriptors that the peer has not taken yet."""
-        return sum(descriptor != _NONE for _, descriptor in self._out)
 
     def flush(self) -> bool:
         """Sends more of what is kept; True if nothing is left."""
@@ -127,6 +126,7 @@ class Link(Generic[T]):
                     rights = array.array("i", [descriptor])
                     sent = self.sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
                     os.close(descriptor)
+                    self.pending_descriptors -= 1
             except BlockingIOError:
                 return False
             except OSError as exc:
@@ -140,9 +140,19 @@ class Link(Generic[T]):
 
     # --- receiving ---
 
-    def receive(self) -> list[T]:
-        """The messages that are there, perhaps none.  Gone at the end; ProtocolError for what is no message."""
+    @property
+    def more(self) -> bool:
+        """Whether there are messages that the last :meth:`receive` was not to return."""
+        return self._reader.more
+
+    def receive(self, most: int = I64_MAX) -> list[T]:
+        """The messages that are there, perhaps none, ``most`` at most.
+
+        Gone at the end; ProtocolError for what is no message.
+        """
         reader = self._reader
+        if reader.more:
+            return reader.filled(0, most)
         try:
             count = self.sock.recv_into(reader.room())
         except BlockingIOError:
@@ -151,7 +161,7 @@ class Link(Generic[T]):
             raise Gone(str(exc)) from None
         if not count:
             raise Gone("end of file")
-        return reader.filled(count)
+        return reader.filled(count, most)
 
     def receive_with(self) -> tuple[list[T], list[int]]:
         """As :meth:`receive`, with the descriptors that came along; they are the caller's."""
@@ -175,7 +185,7 @@ class Link(Generic[T]):
     def spin_receive(self) -> list[T]:
         """Spins for messages if that is worth it; perhaps none."""
         spin = self.spin
-        if not spin.worth():
+        if self._reader.more or not spin.worth():
             return self.receive()
         until_ns = perf_counter_ns() + SPIN_NS
         recv_into, room = self.sock.recv_into, self._reader.room()
@@ -199,6 +209,8 @@ class Link(Generic[T]):
 
         False if the time is over.
         """
+        if self._reader.more:
+            return True
         poll = self._poll
         if poll is None:
             poll = self._poll = select.poll()
@@ -233,6 +245,11 @@ class Link(Generic[T]):
             poll.poll()
             self.flush()
 
+    def watch(self, descriptor: int) -> None:
+        """Waits end with something to read from this descriptor, too."""
+        self._watched.add(descriptor)
+        self._poll = None
+
     def unwatch(self, descriptor: int) -> None:
         """Waits are for this descriptor no more."""
         self._watched.discard(descriptor)
@@ -245,3 +262,4 @@ class Link(Generic[T]):
             if descriptor != _NONE:
                 os.close(descriptor)
         self._out.clear()
+        self.pending_descriptors = 0

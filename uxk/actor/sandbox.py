@@ -31,7 +31,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAP_LAST: Final = 63
 """More than Linux has (40): what it does not know it refuses."""
 _CAPABILITY_VERSION_3: Final = 0x20080522
-_SPARE_FILES: Final = 16
+SPARE_FILES: Final = 16
 """Descriptors that the runtime itself may open: a region on its way, a module being imported."""
 _ENVIRONMENT: Final = ("PYTHON", "LC_", "UXK_", "OMP_", "OPENBLAS_", "NUMBA_", "COVERAGE_")
 _VARIABLES: Final = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH"})
@@ -89,17 +89,20 @@ def close_descriptors(keep: int) -> None:
                 os.close(each)
 
 
-def enter(sandbox: Sandbox, mapped_bytes: int, search: Sequence[str] = (), *, execute: bool = False) -> list[str]:
+def enter(
+    sandbox: Sandbox, mapped_bytes: int, search: Sequence[str] = (), *, execute: bool = False, shared: bool = False
+) -> list[str]:  # fmt: skip
     """Confines this process for good; returns what it is confined by, as words for a log.
 
     ``mapped_bytes`` is shared memory that it may map beside its own, ``search`` what it imports from.  Call it in the
-    only thread.  With ``execute`` it may turn into any program that it can read, confined as it is itself.
+    only thread.  With ``execute`` it may turn into any program that it can read, confined as it is itself.  The limits
+    of a ``shared`` process can be raised, by its kernel alone if there is a filter of system calls.
     Raises OSError if the host refuses a measure that it has.
     """
     if sys.platform != "linux":
         return []
     taken = ["rlimits", "no_new_privs"]
-    _limit(sandbox, mapped_bytes)
+    _limit(sandbox, mapped_bytes, shared)
     libc = ctypes.CDLL(None, use_errno=True)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
     if _drop_capabilities(libc):
@@ -110,7 +113,7 @@ def enter(sandbox: Sandbox, mapped_bytes: int, search: Sequence[str] = (), *, ex
         if filters["landlock"]:
             taken.append(f"landlock {_landlock(sandbox, search, execute)}")
         if filters["seccomp"]:
-            syscalls.load(sandbox, execute=execute)
+            syscalls.load(sandbox, execute=execute, limits_fixed=shared)
             taken.append("seccomp")
     return taken
 
@@ -129,13 +132,14 @@ def _library_at_hand() -> Iterator[None]:
 # --- limits ----------------------------------------------------------------------------------------------
 
 
-def _limit(sandbox: Sandbox, mapped_bytes: int) -> None:
+def _limit(sandbox: Sandbox, mapped_bytes: int, shared: bool) -> None:
     """Everything beyond what the process has by now, which is the runtime's."""
     size_bytes, data_bytes = _taken()
     # Private memory is what a bomb takes.  Shared anonymous memory counts as address space only.
-    _lower(resource.RLIMIT_DATA, data_bytes + sandbox.memory_bytes)
-    _lower(resource.RLIMIT_AS, size_bytes + sandbox.memory_bytes + 2 * mapped_bytes)  # seen for reading and writing
-    _lower(resource.RLIMIT_NOFILE, sandbox.files + _SPARE_FILES)
+    _lower(resource.RLIMIT_DATA, data_bytes + sandbox.memory_bytes, shared)
+    wanted_bytes = sandbox.memory_bytes + 2 * mapped_bytes  # seen for reading and writing
+    _lower(resource.RLIMIT_AS, size_bytes + wanted_bytes, shared)
+    _lower(resource.RLIMIT_NOFILE, sandbox.files + SPARE_FILES, shared)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_MEMLOCK, 0)
     _lower(resource.RLIMIT_MSGQUEUE, 0)
@@ -144,12 +148,12 @@ def _limit(sandbox: Sandbox, mapped_bytes: int) -> None:
         _lower(resource.RLIMIT_FSIZE, 0)
 
 
-def _lower(which: int, value: int) -> None:
-    """Lowers a limit for good; one that is lower already stays."""
+def _lower(which: int, value: int, soft: bool = False) -> None:
+    """Lowers a limit, for good unless ``soft``; one that is lower already stays."""
     hard = resource.getrlimit(which)[1]
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
-    resource.setrlimit(which, (value, value))
+    resource.setrlimit(which, (value, hard if soft else value))
 
 
 def _taken() -> tuple[int, int]:

@@ -47,6 +47,9 @@ _USERS: Final = (
 )  # fmt: skip
 _MEMORY: Final = ("memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget", "mq_open")
 """Memory that no limit of a process counts."""
+_IPC: Final = ("shmctl", "msgctl", "msgsnd", "msgrcv", "semctl", "semop", "semtimedop", "mq_unlink")
+"""Objects of System V and POSIX that others have made: numbers and names lead to them, past Landlock, and whoever is of
+the same user may remove them."""
 _PROCESSES: Final = ("fork", "vfork", "execve", "execveat")
 _SOCKETS: Final = ("socket", "connect", "bind", "listen", "accept", "accept4")
 """Not ``socketpair``: an event loop wakes itself with one."""
@@ -79,15 +82,16 @@ def available() -> bool:
         return False
 
 
-def load(sandbox: Sandbox, *, execute: bool = False) -> None:
+def load(sandbox: Sandbox, *, execute: bool = False, limits_fixed: bool = False) -> None:
     """Puts all threads of this process behind the filter, for good.  OSError if Linux refuses.
 
-    ``execute``: it may turn into another program, though not start one.
+    ``execute``: it may turn into another program, though not start one.  ``limits_fixed``: it may look at its limits
+    only.
     """
     from seccompy import Action, Filter, FilterFlag, syscall_nr
 
     rules = Filter(default=Action.ALLOW, flags=FilterFlag.TSYNC | FilterFlag.TSYNC_ESRCH)
-    denied = [*_OTHERS, *_SYSTEM, *_USERS, *_MEMORY]
+    denied = [*_OTHERS, *_SYSTEM, *_USERS, *_MEMORY, *_IPC]
     if not sandbox.write:
         denied += _MODES
     if not sandbox.network:
@@ -97,7 +101,7 @@ def load(sandbox: Sandbox, *, execute: bool = False) -> None:
         _threads_only(rules)
     for name in denied:
         _deny(rules, name)
-    _own_only(rules)
+    _own_only(rules, limits_fixed)
     _signals(rules)
     if sandbox.network:
         for family in _FAMILIES:
@@ -136,13 +140,16 @@ def _threads_only(rules: Filter) -> None:
     rules.errno("clone3", errno.ENOSYS)
 
 
-def _own_only(rules: Filter) -> None:
+def _own_only(rules: Filter, limits_fixed: bool) -> None:
     own = os.getpid()
     for name, (index, zero) in _OWN_ONLY.items():
-        rules.allow(name, args={index: own})
+        more = {2: 0} if limits_fixed and name == "prlimit64" else {}  # without new ones
+        rules.allow(name, args={index: own, **more})
         if zero:
-            rules.allow(name, args={index: 0})
+            rules.allow(name, args={index: 0, **more})
         _deny(rules, name)
+    if limits_fixed:
+        _deny(rules, "setrlimit")
     for name in ("setpriority", "ioprio_set"):  # of whom, and of what kind that is: 0 and 1 are processes
         kind = 0 if name == "setpriority" else 1
         for who in (0, own):

@@ -227,7 +227,7 @@ def packed(message: Message) -> bytes:
 class Reader(Generic[T]):
     """Cuts a stream into messages.  Fill :meth:`room`, say how much with :meth:`filled`, and get what is whole."""
 
-    __slots__ = ("_buffer", "_decode", "_end", "_view")
+    __slots__ = ("_buffer", "_decode", "_end", "_view", "more")
 
     def __init__(self, kinds: Any, size_bytes: int = 1 << 18) -> None:
         self._decode = msgspec.msgpack.Decoder[T](kinds).decode
@@ -235,20 +235,22 @@ class Reader(Generic[T]):
         self._view = memoryview(self._buffer)
         self._end = 0
         """Bytes at hand; they begin with a header."""
+        self.more = False
+        """Whether ``filled(0)`` would find another message, or that there is none."""
 
     def room(self) -> memoryview:
         """Where the next bytes go; never empty."""
         return self._view[self._end :]
 
-    def filled(self, count: int) -> list[T]:
-        """``count`` more bytes lie in :meth:`room`: the messages that are whole now.
+    def filled(self, count: int, most: int = limits.I64_MAX) -> list[T]:
+        """``count`` more bytes lie in :meth:`room`: the messages that are whole now, the first ``most`` of them.
 
         ProtocolError says what is wrong with the first that is none; the stream is of no use from then on.
         """
         self._end += count
         found: list[T] = []
         view, end, at = self._view, self._end, 0
-        while end - at >= HEADER_BYTES:
+        while end - at >= HEADER_BYTES and len(found) < most:
             (length,) = _unpack_from(view, at)
             if length > MESSAGE_MAX_BYTES:
                 raise ProtocolError(f"a message of {length} bytes, expected at most {MESSAGE_MAX_BYTES}")
@@ -262,8 +264,14 @@ class Reader(Generic[T]):
             at = stop
         else:
             length = 0
+        self.more = len(found) == most and self._goes_on(at)
         self._keep(at, HEADER_BYTES + length)
         return found
+
+    def _goes_on(self, at: int) -> bool:
+        """Whether more than the beginning of a message lies at ``at``."""
+        left = self._end - at - HEADER_BYTES
+        return left >= 0 and (left >= (length := _unpack_from(self._view, at)[0]) or length > MESSAGE_MAX_BYTES)
 
     def _keep(self, at: int, wanted: int) -> None:
         """Moves what is left to the front, and makes room for a message of ``wanted`` bytes."""

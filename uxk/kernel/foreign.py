@@ -32,8 +32,8 @@ _WORDS_MAX_CHARS: Final = 1 << 16
 """Of a command line; Linux takes 128 KiB in one word."""
 _OURS: Final = ("exec", "params")
 """Keys of the file that are read here; the others are fields of the manifest."""
-_PYTHON_ONLY: Final = ("ioctls", "placement")
-"""Fields that a file cannot have: types of Python's, and a choice that there is not."""
+_PYTHON_ONLY: Final = ("ioctls", "placement", "host")
+"""Fields that a file cannot have: types of Python's, and choices that there are not."""
 _UNITS: Final = {"_bytes": "bytes", "_ns": "ns"}
 """Numbers whose names end so may be texts with units."""
 _KINDS: Final[dict[str, type]] = {"int": int, "str": str, "bool": bool}

@@ -23,22 +23,23 @@ class Pace:
     """Busy times and shares of one instance."""
 
     __slots__ = (
-        "_account", "_began_ns", "_busy_until_ns", "_machine", "_manifest", "_period", "_samples_ns", "charged",
-        "limited", "measured", "spent_ns",
+        "_account", "_began_ns", "_busy_until_ns", "_cpu_ppm", "_machine", "_manifest", "_period", "_samples_ns",
+        "charged", "limited", "measured", "spent_ns",
     )  # fmt: skip
 
-    def __init__(self, machine: Machine, account: Account, manifest: Manifest) -> None:
+    def __init__(self, machine: Machine, account: Account, manifest: Manifest, cpu_ppm: int) -> None:
         self._machine = machine
         self._account = account
         self._manifest = manifest
+        self._cpu_ppm = cpu_ppm
         self.charged = machine.clock == "charged"
         """Whether costs take virtual time."""
-        self.limited = self.charged or manifest.budget.cpu_ppm < limits.PPM
+        self.limited = self.charged or cpu_ppm < limits.PPM
         """Whether anything can hold a turn back."""
         self.measured = self.limited and machine.clock == "real"
         """Whether its share is of the kernel's own processor time, as :attr:`spent_ns` has it."""
         self.spent_ns = 0
-        """What the kernel has spent on its turns and output, as the thread's clock says."""
+        """What the kernel has spent on its turns, its output, and on reading what its process writes."""
         self._busy_until_ns = 0
         self._period = -1
         self._began_ns = 0
@@ -49,7 +50,7 @@ class Pace:
         now_ns = self._machine.now_ns
         if now_ns < self._busy_until_ns:
             return self._busy_until_ns
-        share_ppm = self._manifest.budget.cpu_ppm
+        share_ppm = self._cpu_ppm
         if share_ppm >= limits.PPM:
             return None
         period = now_ns // CPU_PERIOD_NS
@@ -67,6 +68,11 @@ class Pace:
         self._account.declared_ns += sum(entry.cost_ns for entry in ups if type(entry) is Charge)
         if self.charged:
             self._account.declared_ns += self._turn_cost_ns(spent_ns)
+
+    def book(self, spent_ns: int) -> None:
+        """The kernel has worked for it so long."""
+        if self.measured:
+            self.spent_ns += spent_ns
 
     def busy_for(self, duration_ns: int) -> int:
         """The instance is busy so long, after what it is busy with already; returns until when.

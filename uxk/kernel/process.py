@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
 from uxk import limits
-from uxk.actor.actor import Start
+from uxk.actor import wire
+from uxk.actor.actor import Crash, Start
+from uxk.actor.link import Gone
 from uxk.errors import ModuleError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.machine import Machine
 from uxk.kernel.pin import set_aside
-from uxk.kernel.process_child import HostProcess
+from uxk.kernel.process_child import CLOSED, HostProcess
 from uxk.kernel.process_host import SERVICE, ProcessHost
+from uxk.kernel.process_shared import Seat, SharedHost
 from uxk.kernel.process_start import NO_MEMORY, Share, described, program_of
 
 
@@ -39,6 +43,10 @@ class Processes:
         self._unsettled: dict[int, ProcessHost] = {}
         self._hosts: dict[int, ProcessHost] = {}
         """The present one of every instance."""
+        self._aside: dict[int, ProcessHost] = {}
+        """Those that rest while another build is started beside them."""
+        self._shared: dict[str, SharedHost] = {}
+        """Processes that instances may join, by the name that manifests give them."""
         machine.settle_hosts = self.settle
 
     def host(self, agent: KernelAgent, start: Start, on_set_up: Callable[[], None]) -> ProcessHost:
@@ -48,25 +56,67 @@ class Processes:
         set_aside(SERVICE)
         word = described(agent, start, held=self.machine.clock != "real")
         try:
-            process = HostProcess(program_of(agent.extension_class, word))
+            process = self._process(agent, word)
         except OSError as exc:
             raise ModuleError(f"{agent.name}: no process for it: {exc.strerror}", errno=exc.errno) from exc
         host = self._hosts[agent.id] = ProcessHost(self, agent, process, word, on_set_up)
         return host
 
+    def _process(self, agent: KernelAgent, word: wire.Start) -> HostProcess | Seat:
+        """One of its own, or a seat in the one that its manifest names."""
+        name = agent.manifest.host
+        if not name:
+            return HostProcess(program_of(agent.extension_class, word))
+        shared = self._shared.get(name)
+        if shared is not None:
+            try:
+                return shared.join(word)
+            except Gone:
+                shared.fall(None, Crash("process", "Exited", CLOSED, ""))
+        shared = SharedHost(name, word, self._retired)
+        try:
+            seat = shared.join(word)
+        except (ModuleError, Gone) as exc:
+            assert self.nursery is not None
+            bury = partial(shared.process.bury, _nothing, gently=False)
+            self.nursery.start_soon(bury, name=f"{SERVICE}{name} burial")
+            raise ModuleError(f"{agent.name}: host {name!r}: {exc}") from exc
+        self._shared[name] = shared
+        return seat
+
+    def _retired(self, shared: SharedHost) -> None:
+        """Nobody may join it any more."""
+        if self._shared.get(shared.name) is shared:
+            del self._shared[shared.name]
+
     def unmap(self, agent: KernelAgent, cap: int, *, moved: bool) -> None:
         """Memory that a process has mapped is not its any more, or not where it was."""
-        if (host := self._hosts.get(agent.id)) is not None:
-            host.unmap(cap, moved=moved)
+        for hosts in (self._hosts, self._aside):
+            if (host := hosts.get(agent.id)) is not None:
+                host.unmap(cap, moved=moved)
 
     def unsettle(self, host: ProcessHost) -> None:
         """Tasks of its extension may have something to do: they get their chance at the next settling."""
-        self._unsettled[host.agent.id] = host
-        self.machine.settle_needed = True
+        if self._aside.get(host.agent.id) is not host:
+            self._unsettled[host.agent.id] = host
+            self.machine.settle_needed = True
+
+    def set_aside(self, agent: KernelAgent) -> None:
+        """The process of an instance's old build rests: its tasks are not let run."""
+        self._unsettled.pop(agent.id, None)
+        if (host := self._hosts.pop(agent.id, None)) is not None:
+            self._aside[agent.id] = host
+
+    def put_back(self, agent: KernelAgent) -> None:
+        """It goes on."""
+        if (host := self._aside.pop(agent.id, None)) is not None:
+            self._hosts[agent.id] = host
+            if host.runs and host.crash is None:
+                self.unsettle(host)
 
     def forget(self, host: ProcessHost) -> None:
         """It is gone."""
-        for hosts in (self._unsettled, self._hosts):
+        for hosts in (self._unsettled, self._hosts, self._aside):
             if hosts.get(host.agent.id) is host:
                 del hosts[host.agent.id]
 
@@ -82,3 +132,7 @@ class Processes:
                 host.ask_settle(take)
             for host in hosts:
                 host.hear_settled(take)
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""

@@ -6,6 +6,7 @@ through its pidfd, so that neither zombies nor descriptors stay, and no number i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ import trio
 
 import uxk.errors
 from uxk.actor import wire
+from uxk.actor.actor import Crash
 from uxk.actor.link import Link
 from uxk.actor.sandbox import environment
 from uxk.kernel.seconds import to_seconds
@@ -34,12 +36,14 @@ _DYING_MS: Final = 500
 """Host time in which the process must follow its connection."""
 _POLL_NS: Final = 1_000_000
 CLOSED: Final = "it closed its connection"
+HOSTS: Final[set[int]] = set()
+"""Numbers of all host processes of all kernels in this process, until they are reaped and the numbers are free."""
 
 
 class HostProcess:
     """One child and the descriptors that lead to it."""
 
-    __slots__ = ("_err", "_pidfd", "_reaped", "_status", "link", "pid", "tail")
+    __slots__ = ("_pidfd", "_reaped", "_status", "err", "link", "occupant", "pid", "tail")
 
     def __init__(self, argv: Sequence[str]) -> None:
         """``argv`` is what the interpreter is started with."""
@@ -48,6 +52,7 @@ class HostProcess:
         os.set_blocking(err_read, False)
         try:
             self.pid = _spawn(argv, theirs.fileno(), err_write)
+            HOSTS.add(self.pid)
             self._pidfd = os.pidfd_open(self.pid)
         except BaseException:
             ours.close()
@@ -56,7 +61,9 @@ class HostProcess:
         finally:
             theirs.close()
             os.close(err_write)
-        self._err = err_read
+        self.err = err_read
+        """Where what it prints comes out."""
+        self.occupant: object = None
         self.link: Link[wire.FromChild] = Link(ours, wire.FromChild, (err_read,))
         self.tail = b""
         """The last that it printed."""
@@ -68,30 +75,57 @@ class HostProcess:
     def drain(self) -> bool:
         """Takes what it has printed, a bounded amount; only the end is kept.  False at the end of file."""
         try:
-            data = os.read(self._err, _STDERR_STEP_BYTES)
+            data = os.read(self.err, _STDERR_STEP_BYTES)
         except BlockingIOError:
             return True
         except OSError:
             data = b""
         if not data:
-            self.link.unwatch(self._err)
+            self.link.unwatch(self.err)
         self.tail = (self.tail + data)[-STDERR_KEPT_BYTES:]
         return bool(data)
 
     async def watch_stderr(self) -> None:
-        """Keeps its pipe empty: a process that prints much must not stand still."""
+        """Keeps its pipe empty, at a pace that costs little: a process that prints without end waits for it."""
         try:
             while self.drain():
-                await trio.lowlevel.wait_readable(self._err)
+                await trio.lowlevel.wait_readable(self.err)
+                await trio.sleep(to_seconds(_POLL_NS))
         except (trio.ClosedResourceError, OSError):
             return
+
+    # --- sharing: it does not ---
+
+    def admit(self, send: Callable[[], None]) -> str:
+        """Calls ``send`` when the instance may be told to start, which is now; why it may use less than it should."""
+        send()
+        return ""
+
+    def set_up(self) -> None:
+        """The instance has been set up."""
+
+    def listen_to_others(self) -> None:
+        """There is nobody else in it."""
+
+    def fell(self, crash: Crash) -> None:
+        """Its instance is dead, or deserves to be."""
+        self.kill()
+
+    def cut(self, *, obedient: bool) -> None:
+        """Nothing of its instance is to run any more."""
+        self.kill()
+
+    def leave(self) -> None:
+        """Its instance is over, in peace."""
 
     # --- its end ---
 
     def kill(self) -> None:
-        """Ends it, whatever it is doing."""
-        if not self._reaped:
+        """Ends it, whatever it is doing, and what it has started, as far as that stayed in its group."""
+        if not self._reaped:  # until then its number, and so that of its group, is nobody else's
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def end(self) -> str:
         """Why it died, after its connection has: waits for it a moment, else ends it."""
@@ -118,6 +152,7 @@ class HostProcess:
             if found is None:
                 return ""
             self._reaped = True
+            HOSTS.discard(self.pid)
             exited = found.si_code == os.CLD_EXITED
             self._status = f"status {found.si_status}" if exited else f"signal {found.si_status}"
         return self._status
@@ -132,8 +167,9 @@ class HostProcess:
             self.kill()
             await trio.lowlevel.wait_readable(self._pidfd)
             self.reap()
-            trio.lowlevel.notify_closing(self._err)
-            os.close(self._err)
+            trio.lowlevel.notify_closing(self.err)
+            os.close(self.err)
+            self.err = -1
             os.close(self._pidfd)
         on_gone()
 

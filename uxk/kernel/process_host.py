@@ -17,11 +17,14 @@ import trio
 from uxk.actor import wire
 from uxk.actor.actor import Crash, Output, Saved, State
 from uxk.actor.link import Gone
+from uxk.core.codec import Frame
 from uxk.errors import ProtocolError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.process_child import GRACE_NS, HostProcess
+from uxk.kernel.process_shared import Seat
 from uxk.kernel.process_start import MAPS_MAX, death, is_chance, mapped
-from uxk.kernel.seconds import monotonic_ns, to_seconds
+from uxk.kernel.process_valve import Valve
+from uxk.kernel.seconds import cpu_ns, monotonic_ns, to_seconds
 from uxk.module import Extension
 
 if TYPE_CHECKING:
@@ -33,8 +36,8 @@ SERVICE: Final = "uxk-host "
 """How the names of watching tasks begin."""
 UNREAD_MAX: Final = 1024
 """Messages kept for a process that asks for memory and does not read: more than the turns ahead come to."""
-OUTPUTS_MAX: Final = 64
-"""Outputs that wait to be collected before the reader waits for the kernel."""
+HEARD_AT_ONCE: Final = 32
+"""Messages of one process that are acted on before others have their turn."""
 
 
 class ProcessHost:
@@ -43,17 +46,18 @@ class ProcessHost:
     __slots__ = (
         "_abandoned", "_answered", "_asked", "_broken", "_crash", "_daemon_wake", "_ended", "_greeted", "_held",
         "_machine", "_news", "_on_saved", "_on_set_up", "_outputs", "_part", "_part_bytes", "_process", "_processes",
-        "_room", "_saved", "_set_up", "_staged", "_start", "_stopped", "_unmapped", "_wake_at_ns", "_writing", "agent",
+        "_saved", "_set_up", "_staged", "_start", "_stopped", "_unmapped", "_valve", "_wake_at_ns", "_writing", "agent",
         "done", "runs",
     )  # fmt: skip
 
     def __init__(
-        self, processes: Processes, agent: KernelAgent, process: HostProcess, start: wire.Start,
+        self, processes: Processes, agent: KernelAgent, process: HostProcess | Seat, start: wire.Start,
         on_set_up: Callable[[], None],
     ) -> None:  # fmt: skip
         self._processes = processes
         self._machine = processes.machine
         self._process = process
+        process.occupant = self
         self._start = start
         self._held = start.held
         self._on_set_up = on_set_up
@@ -67,9 +71,9 @@ class ProcessHost:
         self._broken = self._stopped = self._abandoned = self._writing = False
         self._crash: Crash | None = None
         self._outputs: deque[Output] = deque()
-        self._part = Output([], [], None, False)
+        self._part: tuple[list[Frame], list[Frame]] = ([], [])
         self._part_bytes = 0
-        self._room: trio.Event | None = None
+        self._valve = Valve(self._machine, agent)
         self._news: trio.Event | None = None
         self._on_saved: Callable[[Saved], object] | None = None
         self._saved: Saved | None = None
@@ -79,6 +83,11 @@ class ProcessHost:
         self._daemon_wake = False
 
     # --- the host's surface ---
+
+    @property
+    def number(self) -> int:
+        """Of its instance."""
+        return self.agent.id
 
     @property
     def pid(self) -> int:
@@ -142,8 +151,7 @@ class ProcessHost:
         output = self._taken()
         if self._outputs:
             self._machine.mark_dirty(self.agent)
-        if self._room is not None:
-            self._room.set()
+        self._valve.open()
         return output
 
     def checkpoint(self, on_saved: Callable[[Saved], object]) -> None:
@@ -189,11 +197,13 @@ class ProcessHost:
         self._abandoned = True
         self._processes.forget(self)
         self._outputs.clear()
-        if self._room is not None:
-            self._room.set()
-        gently = self._stopped and self._crash is None and self._answered == self._asked
+        self._valve.open()
+        answered = self._answered == self._asked
+        gently = self._stopped and self._crash is None and answered
         if not gently:
-            self._process.kill()
+            self._process.cut(obedient=not self._broken and (answered or self._crash is not None))
+        else:
+            self._process.leave()
         done, nursery = self.done, self._processes.nursery
         assert done is not None and nursery is not None
         nursery.start_soon(
@@ -256,13 +266,20 @@ class ProcessHost:
         """Sends what the child did not take at once, as it reads."""
         link = self._process.link
         try:
-            while not link.flush():
+            while not self._flushed():
                 await trio.lowlevel.wait_writable(link.sock)
         except (Gone, OSError, trio.ClosedResourceError):
             return
         finally:
             self._writing = False
         self.agent.wake()
+
+    def _flushed(self) -> bool:
+        began_ns = cpu_ns()
+        try:
+            return self._process.link.flush()
+        finally:
+            self.agent.book(cpu_ns() - began_ns)
 
     # --- hearing ---
 
@@ -284,6 +301,7 @@ class ProcessHost:
                 link.flush()
                 link.wait(left_ns)
                 process.drain()
+                process.listen_to_others()
                 messages = link.receive()
         except Gone:
             process.drain()
@@ -291,18 +309,40 @@ class ProcessHost:
         except ProtocolError as exc:
             self._break(Crash("process", "ProtocolError", str(exc), self._tail()))
 
+    def listen(self) -> None:
+        """Hears what the child has said, without waiting."""
+        process = self._process
+        if self._broken:
+            return
+        try:
+            for message in process.link.receive():
+                self._hear(message)
+            process.link.flush()
+        except Gone:
+            process.drain()
+            self._break(death(process.end(), self._tail()))
+            self._tell()
+        except ProtocolError as exc:
+            self._break(Crash("process", "ProtocolError", str(exc), self._tail()))
+            self._tell()
+
     async def _read(self) -> None:
         """Takes what comes while nobody waits for it."""
         process, link = self._process, self._process.link
         try:
             while not (self._broken or self._abandoned):
-                await trio.lowlevel.wait_readable(link.sock)
-                for message in link.receive():
+                if link.more:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(link.sock)
+                began_ns = cpu_ns()
+                for message in link.receive(HEARD_AT_ONCE):
                     self._hear(message)
                 self._tell()
-                if len(self._outputs) > OUTPUTS_MAX:
-                    self._room = trio.Event()
-                    await self._room.wait()
+                self.agent.book(cpu_ns() - began_ns)
+                if not self._held:
+                    await self._valve.share(self._over)
+                await self._valve.room(self._outputs)
         except (trio.ClosedResourceError, OSError):
             return
         except Gone:
@@ -312,6 +352,10 @@ class ProcessHost:
         except ProtocolError as exc:
             self._break(Crash("process", "ProtocolError", str(exc), self._tail()))
         self._tell()
+
+    def _over(self) -> bool:
+        """Whether nothing more can come of it; the rest of what a dead process has written is read at once."""
+        return self._broken or self._abandoned or bool(self._process.reap())
 
     def _tell(self) -> None:
         """Has the dispatcher act on what was heard."""
@@ -340,7 +384,8 @@ class ProcessHost:
                 self._send(wire.Refuse(str(exc)))
                 raise
             self._greeted = True
-            self._send(self._start)
+            if problem := self._process.admit(partial(self._send, self._start)):
+                self._machine.log("warning", self.agent.name, problem)
         elif isinstance(message, wire.Crashed):
             if self._crash is None:
                 self._crash = Crash(
@@ -349,8 +394,9 @@ class ProcessHost:
         elif isinstance(message, wire.Map):
             self._map(message)
         elif isinstance(message, wire.Dirty):
-            if self._held:
-                self._processes.unsettle(self)
+            if not self._held:
+                raise ProtocolError("Dirty, and the clock is not held")
+            self._processes.unsettle(self)
         elif isinstance(message, wire.Saved):
             self._hear_saved(message)
         else:
@@ -374,28 +420,30 @@ class ProcessHost:
             self._held and number != self._answered + 1
         ):  # fmt: skip
             raise ProtocolError(f"OUTPUT {number}, {self._answered} of {self._asked} are answered")
-        if message.more or part.replies or part.up:
-            self._part_bytes += sum(len(frame) for frame, _ in message.replies)
-            self._part_bytes += sum(len(frame) for frame, _ in message.up)
+        size_bytes = self._valve.weigh(message, self._outputs)
+        if message.more or part[0] or part[1]:
+            self._part_bytes += size_bytes
             if self._part_bytes > wire.ANSWER_MAX_BYTES:
                 raise ProtocolError(f"an OUTPUT of more than {wire.ANSWER_MAX_BYTES} bytes")
-            part.replies = [*part.replies, *message.replies]
-            part.up = [*part.up, *message.up]
+            part[0].extend(message.replies)
+            part[1].extend(message.up)
             if message.more:
                 return
-            replies, up = part.replies, part.up
-            self._part, self._part_bytes = Output([], [], None, False), 0
+            replies, up = part
+            self._part, self._part_bytes = ([], []), 0
         else:
             replies, up = message.replies, message.up
         was_stalled = not self._held and self.stalled
         self._answered = number
+        if not number:
+            self._process.set_up()
         news = bool(replies or up or self._held or not self._set_up or message.ended)
         if news or message.wake_at_ns != (self._outputs[-1].wake_at_ns if self._outputs else self._wake_at_ns):
             self._outputs.append(Output(replies, up, message.wake_at_ns, message.daemon_wake))
         self._staged = message.staged or bool(replies or up)
         self._ended = self._ended or message.ended
         if not self._held:
-            self.agent.account.cpu_ns += message.cpu_ns
+            self._valve.believe(message.cpu_ns)
             if was_stalled and not self.stalled:
                 self.agent.wake()
 
@@ -417,15 +465,20 @@ class ProcessHost:
 
     # --- its end ---
 
-    def _break(self, crash: Crash) -> None:
+    def fall(self, crash: Crash, *, chance: bool) -> None:
+        """Another instance has brought their process down."""
+        self._break(crash, chance)
+        self._tell()
+
+    def _break(self, crash: Crash, chance: bool | None = None) -> None:
         """Nothing more is to be heard from it: its process is dead, or will be in a moment."""
-        self._broken = True
-        if self._abandoned:
+        known, self._broken = self._broken, True
+        if known or self._abandoned:
             return
-        self._process.kill()
+        self._process.fell(crash)
         if self._crash is None:
             self._crash = crash
-        if is_chance(crash):
+        if is_chance(crash) if chance is None else chance:
             self._machine.log(
                 "warning", self.agent.name, f"{crash.kind}: {crash.message}: this run is not reproducible", stuck=1
             )

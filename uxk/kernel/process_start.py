@@ -77,6 +77,11 @@ def program_of(cls: type[Extension[Any]], start: wire.Start) -> list[str]:
     return ["-m", "uxk.actor.launch", *ends, sandbox, str(start.memory_bytes), folder, *program(cls)]
 
 
+def program_of_shared() -> list[str]:
+    """The same for a process that instances are to share."""
+    return ["-m", "uxk.actor.shared", str(SOCKET_FD), str(os.getpid())]
+
+
 def described(agent: KernelAgent, start: Start, *, held: bool) -> wire.Start:
     """Everything that a process is told.  ModuleError if its class cannot be imported by another process."""
     cls, machine = agent.extension_class, agent.machine
