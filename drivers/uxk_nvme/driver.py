@@ -67,6 +67,7 @@ class Nvme(uxk.Extension[NvmeParams]):
         license="Apache-2.0",
         kind="driver",
         driver_class="block",
+        exclusive=True,  # its file is locked, and its kept memory follows what it does
         passthrough="nvme",
         params=NvmeParams,
         budget=uxk.Budget(

@@ -22,6 +22,7 @@ class NbdServer(uxk.Extension[NbdParams]):
         license="Apache-2.0",
         kind="driver",
         driver_class="export",
+        exclusive=True,  # the address that it listens on
         params=NbdParams,
         capabilities=("device:*:submit",),
         budget=uxk.Budget(memory_bytes=1 << 16, memory_params=("pool",), queue_depth=2048),

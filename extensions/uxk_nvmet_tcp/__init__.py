@@ -35,6 +35,7 @@ class NvmetTcp(uxk.Extension[NvmetTcpParams]):
         license="Apache-2.0",
         description="exports an NVMe controller over TCP",
         driver_class="export",
+        exclusive=True,  # the address that it listens on
         params=NvmetTcpParams,
         capabilities=("device:*:submit",),
         budget=uxk.Budget(memory_bytes=0, memory_params=("memory",), queue_depth=4096),

@@ -183,6 +183,30 @@ def test_nonsense_is_refused() -> None:
     assert len(table) == 1
 
 
+def test_what_is_put_aside_is_good_by_number_only() -> None:
+    table = CapTable()
+    old = table.grant(A, "lock", "*", Rights.LOCK)
+    lent = table.grant(A, "arena", "loan", RW)
+    memory = table.grant(A, "arena", "mem", Rights.ALL, length=8)
+    handed = table.derive(A, memory, B, RW)
+    table.set_aside(A, keep={lent})
+    assert [cap.id for cap in table.held(A)] == [lent] and table.count(A) == 1
+    assert table.find(A, "lock", "x", Rights.LOCK) is None
+    assert table.is_aside(table.lookup(A, old)) and not table.is_aside(table.lookup(A, lent))
+    new = table.grant(A, "arena", "mem", Rights.ALL, length=8)
+    assert table.revoke_target("arena", "mem", holder=A) == 1 and table.lookup(A, memory) and table.lookup(B, handed)
+    with refused(errno.ESTALE):
+        table.lookup(A, new)
+    new = table.grant(A, "lock", "*", Rights.LOCK)
+    table.put_back(A)
+    assert [cap.id for cap in table.held(A)] == [old, memory, lent, new], "what was there before comes first"
+    table.revoke(new)
+    table.set_aside(A)
+    table.revoke(old)
+    assert table.revoke_aside(A) == 3 and table.revoke_aside(A) == 0 and len(table) == 0
+    assert table.statistics().holders == 0
+
+
 def test_holders_and_chains_are_bounded() -> None:
     table = CapTable()
     cap = table.grant(A, "device", "x", Rights.ALL)

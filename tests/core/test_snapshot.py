@@ -26,6 +26,21 @@ def refused(number: int, *words: str) -> Iterator[None]:
     assert all(word in str(caught.value) for word in words)
 
 
+def test_pins_can_be_anothers() -> None:
+    table = SnapshotTable()
+    table.publish("map", C, b"one")
+    first = table.pin("map", A)
+    assert table.pin("map", A) == first and table.rename(B, C) == 0
+    table.publish("map", C, b"two")
+    assert table.rename(A, B) == 2 and table.drop(A) == 0
+    table.pin("map", A)
+    assert table.drop(A) == 1 and table.rename(B, A) == 2
+    table.unpin("map", A, first.number)
+    with refused(errno.EINVAL):
+        table.unpin("map", B, first.number)
+    assert table.drop(A) == 1 and table.statistics().readers == 0
+
+
 def test_a_reader_keeps_what_it_has_pinned() -> None:
     cell = Cell("map")
     assert cell.publish(A, b"one") == 1

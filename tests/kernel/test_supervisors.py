@@ -136,6 +136,63 @@ async def test_who_dies_while_being_taken_down_is_taken_down() -> None:
         assert kernel.sysfs.read("/sys/kernel/supervisors/top/restarts").strip() == "1"
 
 
+async def test_hundreds_of_children_are_restarted_in_order() -> None:
+    class Small(uxk.Extension):
+        manifest = uxk.Manifest(name="tree_small", budget=uxk.Budget(memory_bytes=4096, queue_depth=2))
+
+    async with uxk.Kernel() as kernel:
+        names = [f"tree_{number}" for number in range(300)]
+        for name in names:
+            await kernel.insmod(Small, instance=name)
+        kernel.supervise("top", strategy="one_for_all", children=names)
+        crash(kernel, "tree_0")
+        await kernel.run()
+        assert all(agent.state is LIVE and agent.account.restarts == 1 for agent in kernel.agents.values())
+        live = [record.source for record in kernel.kmsg.records() if record.text.startswith("live again")]
+        assert live == names[-len(live) :]
+
+
+async def test_an_intensity_of_0_is_no_restart_at_all() -> None:
+    """Neither by a supervisor, which tells its parent, nor by an instance's own policy."""
+    async with uxk.Kernel() as kernel:
+        modules = [await kernel.insmod(child(name)) for name in ("tree_a", "tree_b")]
+        kernel.supervise("top", children=["tree_a"], max_restarts=1)
+        kernel.supervise("middle", parent="top", max_restarts=0)
+        kernel.supervise("low", children=["tree_b"], max_restarts=0, parent="middle")
+        crash(kernel, "tree_b")
+        assert [text.rpartition(" tells ")[2] for text in told(kernel) if "gives up" in text] == ["middle", "top"]
+        await kernel.run()
+        assert [module.account.restarts for module in modules] == [0, 1]
+        crash(kernel, "tree_b")
+        assert [module.state for module in modules] == [ModuleState.GONE] * 2
+        alone = type("Alone", (uxk.Extension,), {"manifest": uxk.Manifest(
+            name="tree_alone", restart=uxk.RestartPolicy(mode="permanent", max_restarts=0)
+        )})  # fmt: skip
+        module = await kernel.insmod(alone)
+        crash(kernel, "tree_alone")
+        assert module.state is ModuleState.GONE
+
+
+async def test_unloading_amid_a_restart_of_several() -> None:
+    """rmmod during the back-off, of who would be first and of who would be last; the rest is started."""
+    for gone in ("tree_a", "tree_b", "tree_c"):
+        async with uxk.Kernel() as kernel:
+            modules = [await kernel.insmod(child(name)) for name in ("tree_a", "tree_b", "tree_c")]
+            kernel.supervise("top", strategy="one_for_all", children=["tree_a", "tree_b", "tree_c"])
+            crash(kernel, "tree_b")
+            await kernel.rmmod(gone)
+            with pytest.raises(uxk.UsageError, match="busy with"):
+                kernel.unsupervise("top")
+            await kernel.run()
+            states = {module.name: module.state for module in modules}
+            assert states.pop(gone) is ModuleState.GONE and set(states.values()) == {LIVE}
+            assert kernel.sysfs.read("/sys/kernel/supervisors/top/state").strip() == "up"
+            await kernel.insmod(child(gone))
+            crash(kernel, gone)
+            await kernel.run()
+            assert {agent.state for agent in kernel.agents.values()} == {LIVE}
+
+
 async def test_nobody_is_started_again_after_rmmod_or_at_shutdown() -> None:
     async with uxk.Kernel() as kernel:
         modules = [await kernel.insmod(child(name)) for name in ("tree_a", "tree_b")]

@@ -178,11 +178,16 @@ async def test_an_agents_checkpoint_is_its_state() -> None:
         assert Learner.lives == [b"nothing!", b"nothing!!"], "its own, older checkpoint is not read on top"
 
 
-async def test_the_old_ones_task_is_over_before_the_new_one_begins() -> None:
+@pytest.mark.parametrize(
+    ("exclusive", "order"), [(True, ["setup", "ended", "setup"]), (False, ["setup", "setup", "ended"])]
+)
+async def test_the_old_ones_task_is_over_before_the_new_one_begins_if_it_is_exclusive(
+    exclusive: bool, order: list[str]
+) -> None:
     seen: list[str] = []
 
     class Runs(uxk.Extension):
-        manifest = uxk.Manifest(name="up_runs", kind="ml-agent")
+        manifest = uxk.Manifest(name="up_runs", kind="ml-agent", exclusive=exclusive)
 
         def setup(self, ctx: uxk.Context) -> None:
             seen.append("setup")
@@ -196,7 +201,7 @@ async def test_the_old_ones_task_is_over_before_the_new_one_begins() -> None:
     async with uxk.Kernel() as kernel:
         await kernel.insmod(Runs)
         await kernel.restart("up_runs")
-        assert seen == ["setup", "ended", "setup"]
+        assert seen == order
 
 
 # --- under load ---
@@ -377,7 +382,7 @@ async def test_if_the_old_build_does_not_come_back_its_policy_decides() -> None:
         Disk.setup(self, ctx)
 
     async with uxk.Kernel() as kernel:
-        disk = await kernel.insmod(build("1.0", body={"setup": third_time}))
+        disk = await kernel.insmod(build("1.0", body={"setup": third_time}, exclusive=True))
         with pytest.raises(UpgradeError, match=r"not rolled back: 1.0: .*not a second time, after 1.1: .*cannot"):
             await kernel.upgrade("up_disk", build("1.1", body={"setup": fails_in_setup}))
         await kernel.run()

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from uxk.bridges.control_client import ControlClient
 
 _EPILOG = """\
-Requests are held meanwhile, and the instance's state is handed over. If the new build does not become ready, or fails
-its probation, the old one goes on; exit code 1 says so.
+The new build is started beside the old one and takes over its state; requests wait until it is ready. If it does not
+become ready, or fails its probation, the old one goes on; exit code 1 says so. A VERSION is looked for among what the
+kernel has loaded, installed packages, files beside the modprobe.d files, and builds offered; a PATH has a '/' or ends
+in .py or .toml, and may be a package's folder.
 """
 
 
@@ -22,7 +24,7 @@ def register(subparsers: Subparsers) -> None:
         subparsers, "upgrade", upgrade, kernel=True, help="replace the build of a running module", epilog=_EPILOG
     )
     parser.add_argument("name", metavar="NAME", help="a loaded instance")
-    parser.add_argument("--to", required=True, metavar="FILE|VERSION", help="a Python file, or a version that is there")
+    parser.add_argument("--to", required=True, metavar="PATH|VERSION", help="a file, a package's folder, or a version")
     _trial(parser)
     parser = add_verb(
         subparsers, "restart", restart, kernel=True, help="restart a running module, keeping its state", epilog=_EPILOG

@@ -89,12 +89,15 @@ class CapTable:
     """
 
     __slots__ = (
-        "_by_holder", "_by_target", "_caps", "_denied", "_derived", "_granted", "_revoked", "_serial", "on_delete",
+        "_aside", "_by_holder", "_by_target", "_caps", "_denied", "_derived", "_granted", "_revoked", "_serial",
+        "on_delete",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._caps: dict[CapId, Capability] = {}
         self._by_holder: dict[InstanceId, dict[CapId, Capability]] = {}
+        self._aside: dict[InstanceId, dict[CapId, Capability]] = {}
+        """What instances have put aside: good by number, but nothing is found or revoked among it by holder."""
         self._by_target: dict[tuple[str, str], dict[CapId, Capability]] = {}
         self._serial = 0
         self._granted = self._derived = self._revoked = self._denied = 0
@@ -307,13 +310,18 @@ class CapTable:
                 count += self._delete(each)
         return count
 
-    def revoke_target(self, kind: str, target: str, *, derived_only: bool = False) -> int:
+    def revoke_target(
+        self, kind: str, target: str, *, derived_only: bool = False, holder: InstanceId | None = None
+    ) -> int:
         """Deletes all capabilities on exactly this target (not those whose pattern covers it); how many.
 
-        With ``derived_only``, what the kernel itself granted stays: the permission outlives the object.
+        With ``derived_only``, what the kernel itself granted stays: the permission outlives the object.  With
+        ``holder``, only those that it holds and has not put aside, and what was derived from them.
         """
         count = 0
         for each in list(self._by_target.get((kind, target), {}).values()):
+            if holder is not None and (each.holder != holder or self.is_aside(each)):
+                continue
             if each.id in self._caps and not (derived_only and each.depth == 0):
                 count += self._delete(each)
         return count
@@ -337,10 +345,10 @@ class CapTable:
             del self._caps[each.id]
             if each.kind in self.on_delete:
                 self.on_delete[each.kind](each)
-            held = self._by_holder[each.holder]
-            del held[each.id]
-            if not held:
-                del self._by_holder[each.holder]
+            for books in (self._by_holder, self._aside):
+                held = books.get(each.holder)
+                if held is not None and held.pop(each.id, None) is not None and not held:
+                    del books[each.holder]
             key = (each.kind, each.target)
             alike = self._by_target[key]
             del alike[each.id]
@@ -348,6 +356,35 @@ class CapTable:
                 del self._by_target[key]
             count += 1
         self._revoked += count
+        return count
+
+    # --- two builds of one instance ---
+
+    def set_aside(self, holder: InstanceId, *, keep: Collection[CapId] = ()) -> None:
+        """Puts away all that an instance holds but ``keep``: another build of it begins with what it is granted."""
+        held = self._by_holder.pop(holder, {})
+        self._aside[holder] = {cap: found for cap, found in held.items() if cap not in keep}
+        kept = {cap: found for cap, found in held.items() if cap in keep}
+        if kept:
+            self._by_holder[holder] = kept
+
+    def put_back(self, holder: InstanceId) -> None:
+        """The instance holds again what it has put aside, before what it has got since."""
+        held = {**self._aside.pop(holder, {}), **self._by_holder.get(holder, {})}
+        if held:
+            self._by_holder[holder] = held
+
+    def is_aside(self, cap: Capability) -> bool:
+        """Whether its holder has put it aside."""
+        return cap.id in self._aside.get(cap.holder, ())
+
+    def revoke_aside(self, holder: InstanceId) -> int:
+        """Deletes what an instance has put aside, and what was derived from that; how many."""
+        count = 0
+        for each in list(self._aside.get(holder, {}).values()):
+            if each.id in self._caps:
+                count += self._delete(each)
+        self._aside.pop(holder, None)
         return count
 
     # --- saying no ---

@@ -119,6 +119,11 @@ class Cell:
             self._unref(number, count)
         return sum(mine.values())
 
+    def rename(self, reader: InstanceId, to: InstanceId) -> int:
+        """See :meth:`SnapshotTable.rename`."""
+        self._pins[to] = self._pins.pop(reader)
+        return self.pins_of(to)
+
     def pins_of(self, reader: InstanceId) -> int:
         """How many pins a reader has."""
         return sum(self._pins.get(reader, {}).values())
@@ -224,6 +229,14 @@ class SnapshotTable:
             count += cell.drop(reader)
             self._bytes += cell.bytes - before
         return count
+
+    def rename(self, reader: InstanceId, to: InstanceId) -> int:
+        """All pins of a reader belong to another one, who has none; returns how many."""
+        names = self._by_reader.pop(reader, None)
+        if names is None:
+            return 0
+        self._by_reader[to] = names
+        return sum(self._cells[name].rename(reader, to) for name in names)
 
     def remove(self, name: str) -> None:
         """Deletes a cell; EBUSY while a version of it is pinned, ENOENT if there is none."""

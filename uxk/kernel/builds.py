@@ -9,10 +9,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from uxk.core.account import Account
+from uxk.core.budget import memory_bytes
 from uxk.core.events import nanoseconds
 from uxk.core.manifest import canonical
 from uxk.core.suggest import did_you_mean
-from uxk.errors import UpgradeError, UsageError
+from uxk.errors import BudgetError, UpgradeError, UsageError
 from uxk.kernel.agent import KernelAgent
 from uxk.kernel.catalog import ExtensionClass
 from uxk.limits import NS_PER_S
@@ -125,6 +126,32 @@ def carried(params: Params, cls: type[Params]) -> dict[str, object]:
         field.name: getattr(params, field.name) for field in msgspec.structs.fields(type(params))
         if field.name in known and getattr(params, field.name) != getattr(defaults, field.name)
     }  # fmt: skip
+
+
+def is_exclusive(agent: KernelAgent, cls: ExtensionClass) -> bool:
+    """Whether one of the builds has something outside the kernel that there can be only once."""
+    return agent.manifest.exclusive or cls.manifest.exclusive
+
+
+def room_for_both(agent: KernelAgent, build: Build, *, beside: bool, booked_bytes: int | None = None) -> int:
+    """Arena memory that the two builds may hold together: kept memory is there once.
+
+    BudgetError: EINVAL if the new one could not hold what is kept, ENOMEM if the arena has no room for both.
+    """
+    machine, wanted = agent.machine, memory_bytes(build.cls.manifest, build.params)
+    kept = sum(agent.regions[offset] for offset in agent.kept_regions.values())
+    if wanted < kept:
+        raise BudgetError(f"{agent.name}: budget of {wanted} bytes, its kept memory has {kept}")
+    both = agent.memory_bytes + wanted - kept if beside else max(agent.memory_bytes, wanted)
+    booked = agent.memory_bytes if booked_bytes is None else booked_bytes
+    left = machine.arena.size_bytes - machine.granted_bytes
+    if both - booked > left:
+        how = f"beside the old build's {agent.memory_bytes}, {kept} of them kept" if beside else "after the old build's"
+        raise BudgetError(
+            f"{agent.name}: budget of {wanted} bytes {how}: {left} of {machine.arena.size_bytes} are left to grant "
+            "(the size of the arena is set at boot: --arena)", errno=errno.ENOMEM,
+        )  # fmt: skip
+    return both
 
 
 def held_fate(manifest: Manifest) -> Any:

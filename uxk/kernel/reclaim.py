@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from uxk.errors import KernelBug
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.aside import Aside
 from uxk.kernel.dma import pool_caps
 from uxk.kernel.machine import Machine
 
@@ -52,8 +53,52 @@ class Reclaimer:
         kept = self._services.forwarders.lent_to(agent) | pool_caps(machine, agent)
         machine.caps.revoke_holder(agent.id, keep=kept)
         agent.queue_cap = 0
-        machine.waits.remove_node(agent.node)
+        if agent.aside is None:  # others may wait for the locks of a build that is put aside
+            machine.waits.remove_node(agent.node)
         self._devices.unbind_all(agent)
+
+    # --- two builds of one instance ---
+
+    def set_aside(self, agent: KernelAgent) -> None:
+        """Puts the present incarnation aside with all that it holds, so that another can be started beside it.
+
+        What is the instance's, and not the incarnation's, is there for both: device names and open files, kept
+        memory, what clients have lent it.
+        """
+        machine, forwarders = self._machine, self._services.forwarders
+        connections = forwarders.set_aside(agent)
+        self._sharing.cut_waits(agent)
+        aside = agent.set_aside()
+        aside.forwarders = connections
+        self._sharing.set_aside(agent, aside)
+        self._memory.set_aside(agent, aside)
+        self._chardevs.set_aside(agent, aside)
+        self._publisher.set_aside(agent, aside)
+        self._models.set_aside(agent, aside)
+        machine.caps.set_aside(agent.id, keep=forwarders.lent_to(agent) | pool_caps(machine, agent))
+        agent.queue_cap = 0
+        self._devices.set_aside(agent, aside)
+
+    def put_back(self, agent: KernelAgent, aside: Aside) -> None:
+        """The incarnation that was put aside is the present one again; the one after it was reclaimed already."""
+        self._machine.caps.put_back(agent.id)
+        self._sharing.put_back(agent)
+        self._memory.put_back(agent, aside)
+        agent.put_back(aside)
+        self._services.forwarders.put_back(aside)
+        self._chardevs.put_back(agent, aside)
+        self._devices.put_back(agent, aside)
+        self._publisher.put_back(agent, aside)
+        self._models.put_back(agent, aside)
+
+    def let_go(self, agent: KernelAgent, aside: Aside) -> None:
+        """Takes back what the incarnation that was put aside still has."""
+        self._services.forwarders.let_go(aside)
+        self._sharing.let_go(agent, aside)
+        self._machine.caps.revoke_aside(agent.id)
+        agent.aside = None
+        self._memory.let_go(agent, aside)
+        agent.requests.overdue.clear()
 
     def gone(self, agent: KernelAgent) -> None:
         """Everything.  Raises :class:`KernelBug` if something is left: that must not happen."""

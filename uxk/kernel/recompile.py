@@ -7,6 +7,7 @@ up to a KPI: a build that makes it worse is rolled back, by the same transaction
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ from uxk.uapi.rights import Rights
 Builder: TypeAlias = Callable[[Any], "ExtensionClass | Path"]
 """Called with an instance of the constants' class; must not take long: what does is built beforehand."""
 INTERVAL_NS: Final = NS_PER_S
+_MADE_MAX: Final = 16
 
 
 class Offer(NamedTuple):
@@ -51,6 +53,9 @@ class Builds:
         self._upgrades = upgrades
         self._offers: dict[str, Offer] = {}
         self._last_ns: dict[str, int] = {}
+        self._made: dict[str, list[ExtensionClass]] = {}
+        """The newest that were built, by instance: upgrades find them by their version."""
+        upgrades.finder.offered = self.made
 
     def offer(
         self, module: str, build: Builder, constants: type[Params], *, kpi: Kpi | str = "latency",
@@ -73,6 +78,17 @@ class Builds:
     def withdraw(self, module: str) -> None:
         """No more builds of it."""
         self._offers.pop(canonical(module), None)
+        self._made.pop(canonical(module), None)
+
+    def made(self, module: str) -> list[ExtensionClass]:
+        """Builds of an instance that recommendations have led to, :data:`_MADE_MAX` at most, and that with the
+        constants' defaults if there are any."""
+        offer, made = self._offers.get(module), list(self._made.get(module, ()))
+        if offer is not None:
+            with contextlib.suppress(Exception):  # a constant without a default, or a builder that cannot
+                built = offer.build(offer.constants())
+                made += [] if isinstance(built, Path) else [built]
+        return made
 
     def services(self) -> dict[type, Callable[[KernelAgent, Any], tuple[int, bytes] | None]]:
         """For the dispatch table."""
@@ -107,7 +123,11 @@ class Builds:
             made = offer.build(constants)
         except Exception as exc:
             raise ModuleError(f"build of {name}: {type(exc).__name__}: {exc}") from exc
-        return self._upgrades.catalog.import_file(made) if isinstance(made, Path) else made
+        cls = self._upgrades.finder.load(made, name) if isinstance(made, Path) else made
+        if isinstance(cls, type):
+            known = self._made.setdefault(name, [])
+            known[:] = [*(each for each in known if each is not cls), cls][-_MADE_MAX:]
+        return cls
 
     def _ended(self, agent: KernelAgent, incarnation: int, cid: int, problem: str) -> None:
         if agent.incarnation == incarnation:

@@ -6,6 +6,7 @@ An instance without a supervisor follows its own restart policy, see :mod:`uxk.k
 from __future__ import annotations
 
 import errno
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from uxk.kernel.supervisor import Supervisor
 
 PATH: Final = "/sys/kernel/supervisors"
+_DEPTH_MAX: Final = 16
 
 
 class Supervisors:
@@ -36,6 +38,8 @@ class Supervisors:
         self._supervisor = supervisor
         self.tree = Supervision()
         self._known: dict[str, Group] = {}
+        self._later: deque[Step] = deque()
+        self._depth = 0
         supervisor.supervisors = self
 
     def figures(self) -> dict[str, dict[str, int | bool]]:
@@ -97,22 +101,37 @@ class Supervisors:
     # --- steps ---
 
     def _do(self, steps: list[Step]) -> None:
-        machine = self._machine
-        for step in steps:
-            match step:
-                case Tell():
-                    text = f"{step.supervisor}: {step.text}"
-                    machine.log("err" if step.grave else "notice", "supervisor", text)
-                    machine.note("supervisor", 0, text.encode())
-                case Stop():
-                    self._supervisor.take_down(self._agents[step.name], "its supervisor restarts it")
-                case Start():
-                    self._start(self._agents[step.name])
-                case Leave():
-                    self._leave(step)
-                case Wait():
-                    machine.heap.call_at(machine.now_ns + step.delay_ns, self._due, step.batch)
+        """What a step leads to is done in it; from a depth on, after it: a batch may be of a thousand."""
+        if self._depth >= _DEPTH_MAX:
+            self._later += steps
+            return
+        self._depth += 1
+        try:
+            for step in steps:
+                self._do_one(step)
+            while self._depth == 1 and self._later:
+                self._do_one(self._later.popleft())
+        finally:
+            self._depth -= 1
         self._tidy()
+
+    def _do_one(self, step: Step) -> None:
+        machine = self._machine
+        match step:
+            case Tell():
+                text = f"{step.supervisor}: {step.text}"
+                machine.log("err" if step.grave else "notice", "supervisor", text)
+                machine.note("supervisor", 0, text.encode())
+            case Stop() if (agent := self._agents.get(step.name)) is not None:
+                self._supervisor.take_down(agent, "its supervisor restarts it")
+            case Start() if (agent := self._agents.get(step.name)) is not None:
+                self._start(agent)
+            case Leave():
+                self._leave(step)
+            case Wait():
+                machine.heap.call_at(machine.now_ns + step.delay_ns, self._due, step.batch)
+            case _:  # it was unloaded meanwhile
+                pass
 
     def _due(self, batch: int) -> None:
         self._do(self.tree.due(batch))

@@ -28,7 +28,7 @@ class Supervisor:
 
     def __init__(self, machine: Machine, reclaimer: Reclaimer) -> None:
         self._machine = machine
-        self._reclaimer = reclaimer
+        self.reclaimer = reclaimer
         self.start: Callable[[KernelAgent], None] = lambda agent: None
         """Starts a new incarnation; set by who starts the first."""
         self.give_up: Callable[[KernelAgent, str], None] = lambda agent, reason: None
@@ -42,6 +42,7 @@ class Supervisor:
     def watch(self, agent: KernelAgent) -> None:
         """Begins to watch a live instance: deadlines always, heartbeats if its manifest wants them."""
         agent.pings_unanswered = 0
+        agent.pulse += 1
         agent.requests.on_hung = lambda count: self.hung(
             agent, f"{agent.manifest.watchdog.timeouts_max} requests in a row timed out"
         )
@@ -53,16 +54,17 @@ class Supervisor:
         interval_ns = agent.manifest.watchdog.heartbeat_ns
         assert interval_ns is not None
         due_ns = self._machine.now_ns + interval_ns
-        self._machine.heap.call_at_daemon(due_ns, self._ping, (agent, agent.incarnation))
+        self._machine.heap.call_at_daemon(due_ns, self._ping, (agent, agent.incarnation, agent.pulse))
 
-    def _ping(self, item: tuple[KernelAgent, int]) -> None:
-        agent, incarnation = item
-        if agent.host is None or agent.incarnation != incarnation:
+    def _ping(self, item: tuple[KernelAgent, int, int]) -> None:
+        agent, incarnation, pulse = item
+        if agent.host is None or (agent.incarnation, agent.pulse) != (incarnation, pulse):
             return
-        if agent.pings_unanswered >= 2 and not agent.held_back:
+        silenced = agent.held_back or agent.unheard  # its silence is the kernel's doing
+        if agent.pings_unanswered >= 2 and not silenced:
             self.hung(agent, f"{agent.pings_unanswered} heartbeats in a row without an answer")
             return
-        if not agent.held_back:  # its silence is the kernel's doing
+        if not silenced:
             agent.pings_unanswered += 1
         agent.send(Ping(self._machine.now_ns))
         self._schedule_ping(agent)
@@ -110,7 +112,7 @@ class Supervisor:
 
     def _down(self, agent: KernelAgent, *, crashed: bool, why: str, detail: str = "") -> None:
         agent.detach()
-        self._reclaimer.crashed(agent)
+        self.reclaimer.crashed(agent)
         if agent.upgrade is not None and agent.upgrade.died(f"{why}: {detail}" if detail else why):
             return
         if self.supervisors is not None and agent.name in self.supervisors.tree:
@@ -152,7 +154,7 @@ class Supervisor:
         finally:
             self._stopping = None
         agent.detach()
-        self._reclaimer.crashed(agent)
+        self.reclaimer.crashed(agent)
 
     def restart(self, agent: KernelAgent) -> None:
         """Starts the next incarnation of an instance that is down."""
