@@ -117,6 +117,11 @@ def test_writes_of_one_instant_are_answered_one_by_one() -> None:
 def test_other_attributes_take_the_rule_as_it_is() -> None:
     result = run(Fault(kind="device", module="fd-fragile", attribute="knob", rule="down", at_ns=MS))
     assert result["modules.fd_fragile.attributes.knob"] == "down"
+    for until_ns, value in ((2 * MS, "up"), (500 * MS, "down")):
+        fault = Fault(
+            kind="device", module="fd-fragile", attribute="knob", rule="down", undo="up", at_ns=MS, until_ns=until_ns
+        )
+        assert run(fault)["modules.fd_fragile.attributes.knob"] == value
     assert result["faults.device-0.fired"] == 1
     assert result.exit_code == 0
 
@@ -183,6 +188,10 @@ def test_a_module_that_dies_takes_its_rules_along() -> None:
         (Fault(kind="device", module="m", rule="a\nb"), "expected one line"),
         (Fault(kind="device", module="m", rule="x", at_ns=5, until_ns=5), "until_ns=5 is not after at_ns=5"),
         (Fault(kind="device", module="m", rule="x", attribute="link", until_ns=5), "takes back rules of 'faults'"),
+        (Fault(kind="device", module="m", rule="x", undo="y", until_ns=5), "undo has no meaning for attribute"),
+        (Fault(kind="device", module="m", rule="x", undo="y", attribute="link"), "undo needs until_ns"),
+        (Fault(kind="device", module="m", rule="x", undo="a\nb", attribute="link", until_ns=5), "expected one line"),
+        (Fault(kind="drop", module="m", undo="y"), "undo has no meaning for a drop"),
         (Fault(kind="device", module="m", rule="x", count=1), "count has no meaning for a device"),
         (Fault(kind="device", module="m", rule="x", probability_ppm=1), "probability_ppm has no meaning"),
         (Fault(kind="drop", module="m", rule="x"), "rule has no meaning for a drop; it is for: device"),

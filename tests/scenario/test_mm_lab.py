@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import trio
@@ -20,7 +21,8 @@ from uxk.scenario.mm.study import Case, LabStudy, Way, open_lab, parse_lab, with
 from uxk.scenario.mm.text import report
 from uxk.scenario.run import Runner, run_one
 
-SEEDS = (0, 1, 2)
+SOAK = bool(os.environ.get("UXK_SOAK"))
+SEEDS = range(10) if SOAK else (0, 1, 2)
 EDGES = {
     "memory": (
         "instance advisor waits for free memory, in direct reclaim", "kernel flusher of lfs0 waits for a decision",
@@ -93,11 +95,13 @@ def test_looking_at_hints_closes_none(case, way, seed, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["hints, killed", "hints, hung", "hints, slow", "hints, lying"])
+@pytest.mark.parametrize("seed", range(10) if SOAK else [0])
 @pytest.mark.parametrize("case", list(EDGES))
-def test_whatever_becomes_of_the_agent(case, way):
-    found = run(case, way)
+def test_whatever_becomes_of_the_agent(case, way, seed):
+    found = run(case, way, seed)
     assert found.findings == []
     assert found.progressed
+    assert found.clean_min > 0
     assert sum(found.figures["windows"][3:]) > 0  # after the fault
 
 

@@ -78,7 +78,7 @@ BUGS = (
     ),
     Bug(
         "lost-wake-up", "an instance that dies while it is held back is never woken again",
-        KernelAgent, "detach", "        self._bell.need_wakeup = True\n", "", "charged",
+        KernelAgent, "_end", "        self._bell.need_wakeup = True\n", "", "charged",
     ),
     Bug(
         "stale-generation", "what a dead incarnation had said takes effect after its death",
@@ -86,7 +86,7 @@ BUGS = (
     ),
     Bug(
         "not-released", "commands of a dead client count as open for ever",
-        KernelAgent, "detach", "        self.machine.outstanding -= len(self.commands)\n", "", "clients",
+        KernelAgent, "_end", "        self.machine.outstanding -= len(self.commands)\n", "", "clients",
     ),
     Bug(
         "flush-reordered", "a flush under way is taken to serve those who ask for one meanwhile",

@@ -59,7 +59,7 @@ def test_check_as_json_with_parameters(capsys: pytest.CaptureFixture[str]) -> No
     ("words", "code", "message"),
     [
         (["check", "no-such-module"], 1, "no module or alias 'no-such-module'"),
-        (["check", "null", "--only", "nothing"], 2, "no such check; known: check_manifest"),
+        (["check", "null", "--only", "nothing"], 2, "no such check of this module; known: check_manifest"),
         (["check", "null", "-p", "size"], 2, "NAME=VALUE"),
         (["check", "missing.py"], 1, "no file 'missing.py'"),
         (["new", "gadget", "x"], 2, "invalid choice"),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def register(subparsers: Subparsers) -> None:
     """Adds the verb."""
     parser = add_verb(subparsers, "check", check, help="run the conformance suite over a module", json=True)
-    parser.add_argument("module", metavar="MODULE", help="a module, an alias, or a .py file")
+    parser.add_argument("module", metavar="MODULE", help="a module, an alias, a .py file, or a program's .toml file")
     parser.add_argument(
         "-p", "--param", metavar="NAME=VALUE", action="append", default=[], help="load it with this parameter"
     )
@@ -46,7 +46,7 @@ def check(args: argparse.Namespace) -> int:
         complain("check", error_text(exc))
         return USAGE
     failed = passed = 0
-    for result in run_checks(examined, checks=_selected(args.only)):
+    for result in run_checks(examined, checks=_selected(args.only, examined)):
         failed += not result.passed
         passed += result.passed
         if args.json:
@@ -69,10 +69,11 @@ def _subject(args: argparse.Namespace) -> Subject:
     from uxk.testing import subject
 
     params = param_texts(args.param)
-    if not args.module.endswith(".py"):
-        return subject(args.module, params)
     from uxk.core.modprobe_conf import ModprobeConfig
-    from uxk.kernel.catalog import Catalog
+    from uxk.kernel.catalog import FILE_SUFFIXES, Catalog
+
+    if not args.module.endswith(FILE_SUFFIXES):
+        return subject(args.module, params)
 
     catalog = Catalog(ModprobeConfig())
     return subject(catalog.get(catalog.add_file(args.module).name), params)
@@ -88,12 +89,12 @@ def _try_params(examined: Subject) -> None:
             parse_params(examined.name, checked(examined.cls).params, examined.params)
 
 
-def _selected(names: list[str]) -> list[Check]:
-    from uxk.testing import all_checks
+def _selected(names: list[str], examined: Subject) -> list[Check]:
+    from uxk.testing.checks import checks_for
 
-    known = {each.__name__: each for each in all_checks()}
+    known = {each.__name__: each for each in checks_for(examined)}
     wanted = [name if name.startswith("check_") else f"check_{name}" for name in names]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise UsageExit(f"--only {unknown[0]}: no such check; known: {', '.join(known)}")
+        raise UsageExit(f"--only {unknown[0]}: no such check of this module; known: {', '.join(known)}")
     return [known[name] for name in wanted] or list(known.values())

@@ -2,6 +2,8 @@
 
 A waiter needs *all* that it waits for (a writer waits for every reader), so a cycle is a deadlock.  A wait for
 any one of several is one wait for a node that stands for them.
+
+An instance may have many tasks, of which one can wait while the others go on.  What stops whom is :func:`stops`.
 """
 
 from __future__ import annotations
@@ -25,19 +27,44 @@ class Node(NamedTuple):
 
     kind: NodeKind
     name: str
+    tasks: tuple[int, ...] = ()
+    """Of an instance: one of its tasks, then those that cannot end before it, its ancestors.  ``()``: the whole."""
+
+    @property
+    def whole(self) -> Node:
+        """The instance that a task belongs to; the node itself, if it is no task."""
+        return Node(self.kind, self.name) if self.tasks else self
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name}"
+        return f"task {self.tasks[0]} of {self.whole}" if self.tasks else f"{self.kind} {self.name}"
+
+
+def stops(waiter: Node, holder: Node) -> bool:
+    """Whether a wait of ``waiter`` keeps ``holder`` from giving what it has.
+
+    - A task that waits stops itself and its ancestors, none of the others: a parent cannot leave its nursery before.
+    - An instance that waits as a whole (a page fault, ``wait=True``, a request that nobody awaits) stops all its tasks.
+    - What an instance as a whole is to give, an answer or a slot, may be in the hands of *any* of its tasks, and the
+      kernel does not know which.  It takes the worst for granted: each one that waits stops it.
+
+    The last is a suspicion where tasks are many, and the report says so.  No cycle is missed that consists of waits
+    which the kernel sees; waits of tasks for each other (Trio's events, channels) it does not see.
+    """
+    if waiter.name != holder.name or waiter.kind != holder.kind:
+        return False
+    return not waiter.tasks or not holder.tasks or holder.tasks[0] in waiter.tasks
 
 
 class Edge:
     """``waiter`` waits since ``since_ns`` for ``resource``, which ``holder`` has."""
 
-    __slots__ = ("_told", "count", "decision", "holder", "resource", "since_ns", "via", "waiter")
+    __slots__ = ("_from", "_to", "_told", "count", "decision", "holder", "resource", "since_ns", "via", "waiter")
 
     def __init__(self, waiter: Node, holder: Node, resource: str, since_ns: int, decision: bool, via: str) -> None:
         self.waiter = waiter
         self.holder = holder
+        self._from = waiter.whole if waiter.tasks else waiter
+        self._to = holder.whole if holder.tasks else holder
         self.resource = resource
         self.since_ns = since_ns
         self.decision = decision
@@ -57,7 +84,7 @@ class Edge:
 
 
 class Finding(NamedTuple):
-    """Something that must not be.  ``edges`` is a chain: the holder of each is the waiter of the next."""
+    """Something that must not be.  ``edges`` is a chain: each one's holder is stopped by the next one's waiter."""
 
     kind: FindingKind
     edges: tuple[Edge, ...]
@@ -90,6 +117,7 @@ class WaitForGraph:
     def __init__(self) -> None:
         self._edges: dict[_Key, Edge] = {}
         self._out: dict[Node, dict[_Key, Edge]] = {}
+        """Edges by waiter, those of an instance and of its tasks together."""
         self._in: dict[Node, dict[_Key, Edge]] = {}
         self._decisions: dict[_Key, Edge] = {}
         self._edges_max = self._added = self._cycles = self._violations = self._overflow = 0
@@ -118,8 +146,8 @@ class WaitForGraph:
             self._overflow += 1
             return ()
         edge = self._edges[key] = Edge(waiter, holder, resource, now_ns, decision, via)
-        self._out.setdefault(waiter, {})[key] = edge
-        self._in.setdefault(holder, {})[key] = edge
+        self._out.setdefault(edge._from, {})[key] = edge
+        self._in.setdefault(edge._to, {})[key] = edge
         self._added += 1
         self._edges_max = max(self._edges_max, len(self._edges))
         found = self._close(edge, now_ns)
@@ -141,7 +169,8 @@ class WaitForGraph:
         return True
 
     def remove_node(self, node: Node) -> int:
-        """Ends all waits of and for a node that is gone; returns how many edges that were."""
+        """Ends all waits of and for a node that is gone, with its tasks; returns how many edges that were."""
+        node = node.whole
         doomed = {**self._out.get(node, {}), **self._in.get(node, {})}
         for key, edge in doomed.items():
             self._drop(key, edge)
@@ -152,8 +181,8 @@ class WaitForGraph:
         return list(self._edges.values())
 
     def waiting_for(self, node: Node) -> list[Edge]:
-        """What ``node`` waits for, oldest first."""
-        return list(self._out.get(node, {}).values())
+        """What ``node`` and its tasks wait for, oldest first."""
+        return list(self._out.get(node.whole, {}).values())
 
     def statistics(self) -> WaitStatistics:
         """A consistent copy of the counters."""
@@ -164,7 +193,7 @@ class WaitForGraph:
     def _drop(self, key: _Key, edge: Edge) -> None:
         del self._edges[key]
         self._decisions.pop(key, None)
-        for side, node in ((self._out, edge.waiter), (self._in, edge.holder)):
+        for side, node in ((self._out, edge._from), (self._in, edge._to)):
             edges = side[node]
             del edges[key]
             if not edges:
@@ -175,9 +204,9 @@ class WaitForGraph:
     def _close(self, edge: Edge, now_ns: int) -> tuple[Finding, ...]:
         """The cycle that the new ``edge`` closes: the shortest one."""
         waiter = edge.waiter
-        if edge.holder != waiter and (waiter not in self._in or edge.holder not in self._out):
+        if edge._from not in self._in or edge._to not in self._out:
             return ()
-        path = self._path(edge.holder, lambda node: node == waiter)
+        path = self._path(edge.holder, lambda node: stops(waiter, node))
         if path is None:
             return ()
         self._cycles += 1
@@ -195,7 +224,7 @@ class WaitForGraph:
         found: tuple[Finding, ...] = ()
         for decision in self._decisions.values():
             if not decision._told:
-                path = self._path(decision.holder, lambda node: node == edge.waiter)
+                path = self._path(decision.holder, lambda node: stops(edge.waiter, node))
                 if path is not None:
                     found += self._tell(decision, [decision, *path, edge], edge.holder, now_ns)
         return found
@@ -212,14 +241,15 @@ class WaitForGraph:
         """The shortest chain of waits from ``start`` to a node that is the goal; breadth first."""
         if goal(start):
             return []
-        came: dict[Node, Edge | None] = {start: None}
+        came: dict[Node, tuple[Edge, Node] | None] = {start: None}
         queue = deque((start,))
         while queue:
-            for edge in self._out.get(queue.popleft(), {}).values():
+            stopped = queue.popleft()
+            for edge in self._out.get(stopped.whole, {}).values():
                 node = edge.holder
-                if node in came:
+                if node in came or not stops(edge.waiter, stopped):
                     continue
-                came[node] = edge
+                came[node] = (edge, stopped)
                 if goal(node):
                     return _walk_back(came, node)
                 queue.append(node)
@@ -237,7 +267,12 @@ def report(kind: FindingKind, edges: tuple[Edge, ...], now_ns: int) -> str:
     lines = [_RULE, f"{title}, found at {_us(now_ns)} us", _RULE]
     for number, edge in enumerate(edges):
         lines.append(f"#{number} {edge} (waiting for {_us(now_ns - edge.since_ns)} us)")
-    return "\n".join([*lines, f"   {verdict}", _RULE])
+    lines.append(f"   {verdict}")
+    for number, edge in enumerate(edges):
+        after = edges[(number + 1) % len(edges)]
+        if kind == "cycle" and after.waiter.tasks and not edge.holder.tasks:
+            lines.append(f"   unless another task of {edge.holder} gives {edge.resource}")
+    return "\n".join([*lines, _RULE])
 
 
 def _finding(kind: FindingKind, edges: list[Edge], now_ns: int) -> Finding:
@@ -245,11 +280,11 @@ def _finding(kind: FindingKind, edges: list[Edge], now_ns: int) -> Finding:
     return Finding(kind, chain, report(kind, chain, now_ns))
 
 
-def _walk_back(came: dict[Node, Edge | None], node: Node) -> list[Edge]:
+def _walk_back(came: dict[Node, tuple[Edge, Node] | None], node: Node) -> list[Edge]:
     path: list[Edge] = []
-    while (edge := came[node]) is not None:
-        path.append(edge)
-        node = edge.waiter
+    while (step := came[node]) is not None:
+        path.append(step[0])
+        node = step[1]
     path.reverse()
     return path
 

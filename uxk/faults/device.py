@@ -137,7 +137,11 @@ class DeviceFault:
         self._write(text)
 
     def _end(self, _: object) -> None:
-        """A rule that a dead instance took along is gone already."""
+        """A rule that a dead instance took along is gone already, and so are other attributes' values."""
+        if self._striker.fault.undo:
+            if self._instance in self._kernel.agents and not self._channel.check():
+                self._write(self._striker.fault.undo)
+            return
         line = self._line()
         if line:
             self._struck = _fired(line)

@@ -49,7 +49,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ``probability_ppm``.  Chance comes from the run's stream ``fault/NAME``, or ``fault/INDEX`` without a name.
 
     ``device`` tells the instance at ``at_ns`` to misbehave by itself, as hardware does: ``rule`` is written to an
-    attribute that it publishes.
+    attribute that it publishes, and at ``until_ns`` what takes it back.
     """
 
     kind: FaultKind
@@ -86,6 +86,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     entries: Entries = 64
     rule: Annotated[str, Meta(max_length=SHOW_MAX_BYTES)] = ""
     """What the device does, in the language of its module: a rule of attribute ``faults``, or another's value."""
+    undo: Annotated[str, Meta(max_length=SHOW_MAX_BYTES)] = ""
+    """What is written to an attribute other than ``faults`` at ``until_ns``."""
     until_ns: Ns = 0
     """When it ends, counted as ``at_ns``; 0: never.  A rule of attribute ``faults`` is taken back then."""
     attribute: AttributeName = "faults"
@@ -121,7 +123,7 @@ _USUAL_SIDE: Final[dict[str, Where]] = {
 _KERNEL_SIDE: Final = (*WHOLE, *MESSAGE_KINDS)
 _MEANT_FOR: Final = {
     "every_ns": WHOLE, "duration_ns": ("hang",), "delay_ns": ("delay", "slow", "reorder"), "part": ("corrupt", "stale"),
-    "where": _KERNEL_SIDE, "message": _KERNEL_SIDE, "after": _KERNEL_SIDE, "rule": ("device",),
+    "where": _KERNEL_SIDE, "message": _KERNEL_SIDE, "after": _KERNEL_SIDE, "rule": ("device",), "undo": ("device",),
     "attribute": ("device",), "count": _KERNEL_SIDE, "probability_ppm": _KERNEL_SIDE, "factor": ("slow",),
     "size_bytes": ("leak",), "entries": ("flood",),
 }  # fmt: skip
@@ -160,8 +162,8 @@ def _kernel_side_problem(fault: Fault) -> str:
 def _window_problem(fault: Fault) -> str:
     if not fault.until_ns:
         return ""
-    if fault.kind == "device" and fault.attribute != "faults":
-        return f"until_ns has no meaning for attribute {fault.attribute!r}, it takes back rules of 'faults'"
+    if fault.kind == "device" and fault.attribute != "faults" and not fault.undo:
+        return f"until_ns takes back rules of 'faults'; for attribute {fault.attribute!r} undo says what to write then"
     if fault.until_ns <= fault.at_ns:
         return f"until_ns={fault.until_ns} is not after at_ns={fault.at_ns}"
     return ""
@@ -193,8 +195,13 @@ STATES: Final = tuple(state.initstate for state in ModuleState)
 def _device_problem(fault: Fault) -> str:
     if not fault.rule.strip():
         return "a device fault needs a rule"
-    if not fault.rule.isprintable():
-        return f"rule={fault.rule!r}: expected one line of printable characters"
+    for name, text in (("rule", fault.rule), ("undo", fault.undo)):
+        if not text.isprintable():
+            return f"{name}={text!r}: expected one line of printable characters"
+    if fault.undo and fault.attribute == "faults":
+        return "undo has no meaning for attribute 'faults', whose rules until_ns takes back"
+    if fault.undo and not fault.until_ns:
+        return "undo needs until_ns, the time at which it is written"
     return ""
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uxk.core.caps import Capability
+from uxk.core.lifecycle import ModuleState
 from uxk.errors import UxkError
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.aside import Aside
 from uxk.kernel.lending import Hold, Lending, Registered
 from uxk.kernel.moved import data_ops, moved, moved_bytes
 from uxk.kernel.ports import Gate, GatePort
@@ -90,12 +92,13 @@ class Forwarder:
         self._under_way[request.cid] = entry
         self.client.defer(entry.cid)
         waits_for = f"request {request.cid}" if entry.wait else ""
+        tasks = () if isinstance(entry.wait, bool) else entry.wait
         if waits_for:
-            self._machine.wait(self.client.node, self.target.node, waits_for)
+            self._machine.wait(self.client.node._replace(tasks=tasks), self.target.node, waits_for)
         elif not self.direct or self.target.requests.backlog:
             self._waits.note((entry.cid,))
         if region or waits_for:
-            self._holds[request.cid] = Hold(hold.known, hold.lent, waits_for)
+            self._holds[request.cid] = Hold(hold.known, hold.lent, waits_for, tasks)
         if self._early:
             self._deliver_early()
 
@@ -309,6 +312,29 @@ class Forwarders:
         users |= {holder for name in agent.chardevs for holder in caps.holders("chardev", name)}
         users |= {each.client.id for each in self._open.values() if each.target is agent}
         return kept | {cap.id for cap in caps.handed_to(agent.id, "arena") if caps.giver(cap) in users}
+
+    def set_aside(self, agent: KernelAgent) -> dict[Any, Forwarder]:
+        """Takes away what ``agent`` has open elsewhere; requests still under way there are answered with ECANCELED."""
+        aside: dict[Any, Forwarder] = {}
+        for key, each in list(self._open.items()):
+            if each.client is agent and each.idle:
+                aside[key] = self._open.pop(key)
+            elif each.client is agent:
+                self._close(key)
+        return aside
+
+    def put_back(self, aside: Aside) -> None:
+        """Opens it again, as far as the others are still there."""
+        for key, each in aside.forwarders.items():
+            if each.target.state is ModuleState.GONE or key in self._open:
+                each.close()
+            else:
+                self._open[key] = each
+
+    def let_go(self, aside: Aside) -> None:
+        """Closes it for good."""
+        for each in aside.forwarders.values():
+            each.close()
 
     def forget(self, agent: KernelAgent, *, gone: bool) -> None:
         """Closes what ``agent`` has open elsewhere; when it is ``gone``, also what others have open on it."""

@@ -47,6 +47,8 @@ class Hold(NamedTuple):
     """Memory of the client's, lent to the driver."""
     waits_for: str
     """What the wait-for graph says the client waits for; empty if it goes on meanwhile."""
+    tasks: tuple[int, ...] = ()
+    """Which task of the client's waits."""
 
     @property
     def cap(self) -> Capability | None:
@@ -142,7 +144,7 @@ class Lending:
             self._release(hold)
             return
         if hold.waits_for:
-            self._waits.remove(self._client.node, self._target.node, hold.waits_for)
+            self._waits.remove(self._client.node._replace(tasks=hold.tasks), self._target.node, hold.waits_for)
         if hold.known is not None:
             self._release(hold.known)
         if hold.lent is not None:
@@ -154,7 +156,7 @@ class Lending:
         if isinstance(hold, Registered):
             return hold
         if hold.waits_for:
-            self._waits.remove(self._client.node, self._target.node, hold.waits_for)
+            self._waits.remove(self._client.node._replace(tasks=hold.tasks), self._target.node, hold.waits_for)
         if hold.lent is not None:
             self._caps.revoke(hold.lent.id)
         return None if hold.cap is None else hold._replace(waits_for="")

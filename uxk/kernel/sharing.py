@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from uxk.core.caps import Capability, covers
 from uxk.core.lock import Grant
+from uxk.core.waitfor import Node
 from uxk.errors import BudgetError
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.aside import Aside, own_bytes, shadow
 from uxk.kernel.machine import Machine
 from uxk.uapi import entries as e
 from uxk.uapi.ids import CapId, InstanceId, LockToken, VersionNumber
@@ -30,7 +32,9 @@ class Sharing:
         self._users: dict[InstanceId, KernelAgent] = {}
         self._commands: dict[tuple[str, InstanceId], int] = {}
         """Command ids of those who wait, by lock and waiter."""
-        self._edges: dict[str, dict[tuple[KernelAgent, KernelAgent], None]] = {}
+        self._takers: dict[str, dict[InstanceId, Node]] = {}
+        """Which task of an instance has a lock or waits for it."""
+        self._edges: dict[str, dict[tuple[Node, Node], None]] = {}
         """What stands in the wait-for graph for each lock."""
         machine.caps.on_delete["lock"] = self._lock_revoked
         self._armed_ns: int | None = None
@@ -47,20 +51,67 @@ class Sharing:
         }  # fmt: skip
 
     def drop(self, agent: KernelAgent) -> None:
-        """Takes back all locks, places in queues, and pins of an instance that died."""
-        machine = self._machine
-        names = machine.locks.names_of(agent.id)
+        """Takes back all locks, places in queues, and pins of an instance that died; not what is put aside."""
+        machine, aside = self._machine, agent.aside
+        names = [name for name in machine.locks.names_of(agent.id) if aside is None or not self._is_aside(agent, name)]
+        granted: list[Grant] = []
         for name in names:
             self._commands.pop((name, agent.id), None)
-        granted = machine.locks.drop(agent.id, machine.now_ns)
-        agent.account.locks = 0
+            granted += machine.locks.drop(agent.id, machine.now_ns, name)
+        agent.account.locks = len(machine.locks.names_of(agent.id))
         machine.snapshots.drop(agent.id)
-        agent.account.pins = 0
+        agent.account.pins = 0 if aside is None else aside.pins
         self._bury()
         self._granted(granted)
         for name in names:
             self._draw(name)
-        self._users.pop(agent.id, None)
+        if not agent.account.locks:
+            self._users.pop(agent.id, None)
+
+    # --- two builds of one instance ---
+
+    def cut_waits(self, agent: KernelAgent) -> None:
+        """Waits for no lock any more, and hears so."""
+        machine = self._machine
+        for name in machine.locks.names_of(agent.id):
+            waiting = self._commands.pop((name, agent.id), None)
+            if waiting is not None:
+                self._granted(machine.locks.drop(agent.id, machine.now_ns, name))
+                self._draw(name)
+                agent.answer(waiting, errno.ECANCELED)
+
+    def set_aside(self, agent: KernelAgent, aside: Aside) -> None:
+        """Keeps its locks and pins."""
+        machine = self._machine
+        for name in machine.locks.names_of(agent.id):
+            lock = machine.locks.get(name)
+            grant = None if lock is None else lock.grant_of(agent.id)
+            if grant is not None:
+                aside.locks[name] = grant.token
+        aside.pins = machine.snapshots.rename(agent.id, shadow(agent.id))
+
+    def put_back(self, agent: KernelAgent) -> None:
+        """The old build goes on; the new one's are dropped already."""
+        self._machine.snapshots.rename(shadow(agent.id), agent.id)
+
+    def let_go(self, agent: KernelAgent, aside: Aside) -> None:
+        """The old build is gone; locks that the new one has asked for stay."""
+        machine, granted = self._machine, list[Grant]()
+        for name in aside.locks:
+            if name not in aside.handed_locks and self._is_aside(agent, name):
+                granted += machine.locks.drop(agent.id, machine.now_ns, name)
+                agent.account.locks -= 1
+        agent.account.pins -= machine.snapshots.drop(shadow(agent.id))
+        self._bury()
+        self._granted(granted)
+        for name in aside.locks:
+            self._draw(name)
+
+    def _is_aside(self, agent: KernelAgent, name: str) -> bool:
+        """Whether the old build has held a lock ever since."""
+        lock, aside = self._machine.locks.get(name), agent.aside
+        grant = None if lock is None else lock.grant_of(agent.id)
+        return aside is not None and grant is not None and aside.locks.get(name) == grant.token
 
     # --- locks ---
 
@@ -68,8 +119,13 @@ class Sharing:
         machine = self._machine
         name = machine.caps.check(agent.id, CapId(entry.cap), "lock", Rights.LOCK).target
         self._users[agent.id] = agent
+        if (aside := agent.aside) is not None and self._is_aside(agent, name) and name not in aside.handed_locks:
+            aside.handed_locks[name] = None
+            self._takers[name][agent.id] = agent.node  # both builds have it
+            return aside.locks[name], b""
         lease_ns = entry.lease_ns or int(machine.sysctl.entry("kernel/lock_lease_ns").value)
         grant = machine.locks.acquire(name, agent.id, entry.exclusive, machine.now_ns, lease_ns)
+        self._takers.setdefault(name, {})[agent.id] = agent.node._replace(tasks=entry.tasks)
         if grant is not None:
             agent.account.locks += 1
             self._arm()
@@ -93,6 +149,8 @@ class Sharing:
         machine, agent = self._machine, self._users.get(cap.holder)
         others = (each for each in machine.caps.held(cap.holder) if each.id != cap.id and each.kind == "lock")
         if agent is None or any(covers(each.target, cap.target) and each.depth for each in others):
+            return
+        if self._is_aside(agent, cap.target) and not machine.caps.is_aside(cap):  # the build before has its own
             return
         if cap.target in machine.locks.names_of(agent.id):
             waiting = self._commands.pop((cap.target, agent.id), None)
@@ -139,14 +197,18 @@ class Sharing:
         resource = f"lock {name}"
         before = self._edges.pop(name, {})
         lock = self._machine.locks.get(name)
+        takers = self._takers.pop(name, {})
+        if lock is not None:
+            users = [*(grant.holder for grant in lock.holders()), *(waiter.holder for waiter in lock.waiters())]
+            takers = self._takers[name] = {user: takers[user] for user in users}
         edges = [] if lock is None else lock.wait_edges()
-        after = dict.fromkeys((self._users[waiter], self._users[holder]) for waiter, holder in edges)
+        after = dict.fromkeys((takers[waiter], takers[holder]) for waiter, holder in edges)
         for waiter, holder in before:
             if (waiter, holder) not in after:
-                self._machine.waits.remove(waiter.node, holder.node, resource)
+                self._machine.waits.remove(waiter, holder, resource)
         for waiter, holder in after:
             if (waiter, holder) not in before:
-                self._machine.wait(waiter.node, holder.node, resource)
+                self._machine.wait(waiter, holder, resource)
         if after:
             self._edges[name] = after
 
@@ -159,9 +221,9 @@ class Sharing:
         mine_bytes = charged[1] if charged is not None and charged[0] is agent else 0
         after_bytes = agent.account.snapshot_bytes - mine_bytes + len(entry.data)
         budget = agent.memory_bytes
-        if agent.account.arena_bytes + after_bytes > budget:
+        if own_bytes(agent) + after_bytes > budget:
             raise BudgetError(
-                f"snapshot {name!r} of {len(entry.data)} bytes: with it, {agent.account.arena_bytes + after_bytes} "
+                f"snapshot {name!r} of {len(entry.data)} bytes: with it, {own_bytes(agent) + after_bytes} "
                 f"of {budget} bytes of memory would be taken"
             )
         version = machine.snapshots.publish(name, agent.id, entry.data, entry.expected or None)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from uxk.core.manifest import manifest_problems
 from uxk.core.params import describe_params
 from uxk.kernel.catalog import ExtensionClass, description
+from uxk.kernel.foreign import Foreign
 from uxk.testing import lifecycle, misuse, parameters, service
 from uxk.testing.subject import Check, CheckFailure, Subject, check, expect, subject
 
@@ -67,16 +68,22 @@ def all_checks() -> list[Check]:
     ]
 
 
+def checks_for(examined: Subject) -> list[Check]:
+    """Those of the suite that can be made of a module: a program in another language has no calls to misuse."""
+    foreign = issubclass(examined.cls, Foreign)
+    return [each for each in all_checks() if not (foreign and each is misuse.check_misuse)]
+
+
 def run_checks(
     what: str | ExtensionClass | Subject, params: Mapping[str, object] | None = None,
     checks: Iterable[Check] | None = None,
 ) -> Iterator[Result]:  # fmt: skip
     """Examines a module, by name or class, loaded with ``params``; one result as each check ends.
 
-    ``checks`` defaults to all.  Raises :class:`NoSuchModule`; a check that fails is a result, not an error.
+    ``checks`` defaults to all that apply.  Raises :class:`NoSuchModule`; a check that fails is a result, not an error.
     """
     examined = subject(what, params)
-    for one in all_checks() if checks is None else checks:
+    for one in checks_for(examined) if checks is None else checks:
         failure: CheckFailure | None = None
         try:
             one(examined)

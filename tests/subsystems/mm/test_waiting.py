@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+import uxk
 from uxk.core.waitfor import Node
 from uxk.errors import KernelBug, ParamError
 from uxk.subsystems.kthread import Delay, Kthread, WaitQueue
@@ -164,3 +168,12 @@ def test_a_pool_refuses_what_it_could_never_serve(bench):
         pool.free(1)
     with pytest.raises(ParamError, match="mempool q: 500 pages"):
         Mempool(bench.machine, Zone(512), "q", 500)
+
+
+def test_no_edge_is_drawn_by_hand():
+    """In subsystems and scenarios, wait queues alone tell the graph of waits."""
+    root = Path(uxk.__file__).parent
+    calls = re.compile(r"machine\.wait\(|\.waits\.(add|remove)\(|WaitForGraph")
+    files = [path for folder in ("subsystems", "scenario") for path in (root / folder).rglob("*.py")]
+    assert len(files) > 50
+    assert {path.name for path in files if calls.search(path.read_text())} == {"kthread.py"}

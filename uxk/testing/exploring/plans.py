@@ -35,14 +35,17 @@ class Target(NamedTuple):
     heartbeat_ns: int | None
     restarts: bool
     """Whether its policy brings it back."""
+    lent: bool = False
+    """Whether requests may refer to memory of other instances."""
 
     @classmethod
-    def of(cls, agent: KernelAgent) -> Target:
+    def of(cls, agent: KernelAgent, *, lent: bool = False) -> Target:
         """From the kernel's side of it."""
         manifest, account = agent.manifest, agent.account
         return cls(
             agent.name, account.requests, account.hints, manifest.watchdog.request_timeout_ns,
             manifest.watchdog.heartbeat_ns, manifest.restart.mode != "temporary",
+            lent,
         )  # fmt: skip
 
 
@@ -68,13 +71,19 @@ def _choices(target: Target, kinds: Sequence[str]) -> list[tuple[str, str, str]]
     """What may befall an instance: kind, side and message.
 
     Data on their way between kernel and driver are nobody's to check, so none are damaged there; a request is not done
-    twice unless it is a read, since nothing promises the order of two.  Of a hint nothing is believed.
+    twice unless it is a read, since nothing promises the order of two.  A read into memory that its client has handed
+    over for good is none either: the second one would overwrite what the client has put there since.  Of a hint nothing
+    is believed.
     """
     found = [("crash", "", "")] if target.restarts else []
     found += [("hang", "", ""), ("leak", "", ""), ("flood", "commands", ""), ("flood", "completions", "")]
     if target.requests:
         found += [("hang", "requests", "")] + ([("crash", "requests", "")] if target.restarts else [])
-        found += [(kind, "requests", "read" if kind == "duplicate" else "") for kind in _FOR_REQUESTS]
+        found += [
+            (kind, "requests", "read" if kind == "duplicate" else "")
+            for kind in _FOR_REQUESTS
+            if kind != "duplicate" or not target.lent
+        ]
         found += [(kind, "completions", "") for kind in _FOR_COMPLETIONS]
     if target.hints:
         found += [(kind, "commands", "hint") for kind in _FOR_HINTS]

@@ -243,7 +243,9 @@ class _TrialRunner(Runner):
 
     def targets(self) -> tuple[Target, ...]:
         """What faults may befall, as this run shows it."""
-        return tuple(Target.of(agent) for agent in self.agents.values())
+        agents = self.agents.values()
+        open_devices = {a.name for a in agents if any(each.startswith("device:") for each in a.manifest.capabilities)}
+        return tuple(Target.of(agent, lent=bool(open_devices - {agent.name})) for agent in agents)
 
 
 def _unwell(probe: Generator) -> str:
