@@ -1,0 +1,304 @@
+"""Decision forms to bytecode: r1 = address of the features and of the zero after them, r0 = the verdict.
+
+No maps, no helpers, no loops.  r2, with r0 or r3, is for numbers on their way; r3 to r9 hold the sums of a forest.
+Sums begin with the zero from memory, not with an immediate: otherwise each path through a forest would have a constant
+of its own, which Linux follows to the end (a million instructions for three trees); now all paths look alike, and are
+followed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from uxk.bpf import insn as i
+from uxk.bpf.compiler.errors import CompileError
+from uxk.bpf.compiler.forms import Dense, Forest, Form, Leaf, Linear, Node, Score, Split, Term, Tree, nodes
+from uxk.bpf.insn import FRAME, Insn, encode, lddw
+
+NEAR_MAX: Final = (1 << 15) - 1
+"""Farthest slot that a conditional jump reaches."""
+IMM_MIN, IMM_MAX = -(1 << 31), (1 << 31) - 1
+SUMS: Final = (3, 4, 5, 6, 7, 8, 9)
+"""Registers for the votes of a forest."""
+STACK_SLOTS: Final = i.STACK_BYTES // 8
+_TOTAL, _X, _T = 0, 2, 3
+
+
+def generate(form: Form, spare: int) -> bytes:
+    """The program; ``spare`` is the slot of the zero.  Raises ``CompileError`` for what is too large."""
+    code = _Code(spare)
+    match form:
+        case Tree(root):
+            code.tree(root)
+        case Forest():
+            code.forest(form)
+        case Score(linear, values):
+            code.linear(linear)
+            if values is not None:
+                code.sign(values)
+            code.emit(i.EXIT_INSN)
+        case Dense():
+            code.dense(form)
+    return code.bytes()
+
+
+class _Code:
+    """Slots as they are made, and jumps to places that are known later."""
+
+    def __init__(self, spare: int) -> None:
+        self._spare = spare
+        self._insns: list[Insn] = []
+        self._jumps: list[tuple[int, int]] = []
+        self._places: list[int] = []
+
+    def emit(self, opcode: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> None:
+        self._insns.append(Insn(opcode, dst, src, off, imm))
+
+    def bytes(self) -> bytes:
+        """All slots, the jumps filled in."""
+        insns = self._insns
+        if len(insns) > i.INSNS_MAX:
+            raise CompileError(f"a program of {len(insns)} instructions; at most {i.INSNS_MAX}")
+        for at, place in self._jumps:
+            distance = self._places[place] - at - 1
+            far = insns[at].opcode == i.GOTOL
+            if not far and distance > NEAR_MAX:
+                raise CompileError(f"a jump over {distance} instructions; at most {NEAR_MAX}")
+            insns[at] = insns[at]._replace(**{"imm" if far else "off": distance})
+        return encode(insns)
+
+    # --- places ---
+
+    def place(self) -> int:
+        """A place to jump to, not yet known."""
+        self._places.append(-1)
+        return len(self._places) - 1
+
+    def here(self, place: int) -> None:
+        self._places[place] = len(self._insns)
+
+    def goto(self, place: int, *, far: bool) -> None:
+        self._jumps.append((len(self._insns), place))
+        self.emit(i.GOTOL if far else i.JMP | i.JA)
+
+    def jump_if(self, op: int, opposite: int, value: int, place: int, *, far: bool) -> None:
+        """Jumps if the number in r2 compares so with ``value``; r0 is lost if that is long."""
+        if IMM_MIN <= value <= IMM_MAX:
+            source, imm = 0, value
+        else:
+            self.constant(_TOTAL, value)
+            source, imm = i.X, 0
+        if far:
+            self.emit(i.JMP | opposite | source, _X, _TOTAL, 1, imm)
+            self.goto(place, far=True)
+        else:
+            self._jumps.append((len(self._insns), place))
+            self.emit(i.JMP | op | source, _X, _TOTAL, 0, imm)
+
+    # --- numbers ---
+
+    def constant(self, register: int, value: int) -> None:
+        if IMM_MIN <= value <= IMM_MAX:
+            self.emit(i.ALU64 | i.MOV, register, imm=value)
+        else:
+            self._insns += lddw(register, value)
+
+    def load(self, register: int, slot: int) -> None:
+        self.emit(i.LDX | i.DW | i.MEM, register, 1, 8 * slot)
+
+    def add(self, register: int, value: int) -> None:
+        """Adds a constant; r3 is lost if it is long."""
+        if IMM_MIN <= value <= IMM_MAX:
+            if value:
+                self.emit(i.ALU64 | i.ADD, register, imm=value)
+        else:
+            self.constant(_T, value)
+            self.emit(i.ALU64 | i.ADD | i.X, register, _T)
+
+    def clamp(self, low: int, high: int) -> None:
+        """Brings r2 into its range, and counts it from the low end."""
+        for bound, good in ((high, i.JSLE), (low, i.JSGE)):
+            if IMM_MIN <= bound <= IMM_MAX:
+                self.emit(i.JMP | good, _X, 0, 1, bound)
+                self.emit(i.ALU64 | i.MOV, _X, imm=bound)
+            else:
+                self.constant(_T, bound)
+                self.emit(i.JMP | good | i.X, _X, _T, 1)
+                self.emit(i.ALU64 | i.MOV | i.X, _X, _T)
+        if not IMM_MIN <= low <= IMM_MAX:
+            self.constant(_T, low)
+            self.emit(i.ALU64 | i.SUB | i.X, _X, _T)
+        elif low:
+            self.emit(i.ALU64 | i.SUB, _X, imm=low)
+
+    def scaled(self, term: Term) -> None:
+        """r2, counted from the low end, becomes the term's share of the sum in r0."""
+        if term.coarse:
+            self.emit(i.ALU64 | i.RSH, _X, imm=term.coarse)
+        if term.mantissa != 1:
+            self.emit(i.ALU64 | i.MUL, _X, imm=term.mantissa)
+        if term.exponent:
+            self.emit(i.ALU64 | (i.LSH if term.exponent > 0 else i.RSH), _X, imm=abs(term.exponent))
+        self.emit(i.ALU64 | (i.SUB if term.negative else i.ADD) | i.X, _TOTAL, _X)
+
+    # --- linear models ---
+
+    def linear(self, linear: Linear) -> None:
+        """r0 = the value for the features."""
+        self.load(_TOTAL, self._spare)
+        for term in linear.terms:
+            self.load(_X, term.source)
+            self.clamp(term.low, term.high)
+            self.scaled(term)
+        self.add(_TOTAL, linear.bias)
+        if linear.shift:
+            self.emit(i.ALU64 | i.ARSH, _TOTAL, imm=linear.shift)
+
+    def sign(self, values: Sequence[int]) -> None:
+        """r0 = the second value if r0 is above 0, else the first."""
+        self.emit(i.ALU64 | i.MOV | i.X, _X, _TOTAL)
+        self.constant(_TOTAL, values[1])
+        self.emit(i.JMP | i.JSGT, _X, 0, 1 if IMM_MIN <= values[0] <= IMM_MAX else 2)
+        self.constant(_TOTAL, values[0])
+
+    # --- trees ---
+
+    def tree(self, root: Node) -> None:
+        """Each leaf returns."""
+        self._walk(root, None)
+
+    def forest(self, forest: Forest) -> None:
+        """Each leaf adds its votes; two classes share one sum, of the second's votes less the first's."""
+        classes = len(forest.values)
+        if classes > len(SUMS):
+            raise CompileError(f"a forest of {classes} classes; at most {len(SUMS)}, one register each")
+        sums = SUMS[: 1 if classes == 2 else classes]
+        for register in sums:
+            self.load(register, self._spare)
+        for root in forest.trees:
+            end = self.place()
+            self._walk(root, end, sums)
+            self.here(end)
+        if classes == 2:
+            self.emit(i.ALU64 | i.MOV | i.X, _TOTAL, sums[0])
+            self.sign(forest.values)
+        else:
+            self.most(sums, forest.values)
+        self.emit(i.EXIT_INSN)
+
+    def most(self, sums: Sequence[int], values: Sequence[int]) -> None:
+        """r0 = the value of the first of the largest registers; the first of them is lost."""
+        self.constant(_TOTAL, values[0])
+        for register, value in zip(sums[1:], values[1:], strict=True):
+            self.emit(i.JMP | i.JSLE | i.X, register, sums[0], 2 if IMM_MIN <= value <= IMM_MAX else 3)
+            self.emit(i.ALU64 | i.MOV | i.X, sums[0], register)
+            self.constant(_TOTAL, value)
+
+    def _walk(self, root: Node, end: int | None, sums: Sequence[int] = ()) -> None:
+        """A tree in the order of its nodes: the way that is deeper follows its split, the other is jumped to.
+
+        Python made of this is nested only as often as ways are jumped to.
+        """
+        size, height = _measure(root, len(sums))
+        far = size > NEAR_MAX
+        pending: list[tuple[Node, int | None, int | None]] = [(root, None, None)]
+        while pending:
+            node, place, held = pending.pop()
+            if place is not None:
+                self.here(place)
+            if isinstance(node, Leaf):
+                self._leaf(node, end, sums, far=far, last=not pending)
+                continue
+            if held != node.slot:
+                self.load(_X, node.slot)
+            other = self.place()
+            left_first = height[id(node.left)] >= height[id(node.right)]
+            follows, jumped = (node.left, node.right) if left_first else (node.right, node.left)
+            not_left, is_left = (i.JNE, i.JEQ) if node.equal else (i.JSGT, i.JSLE)
+            op, opposite = (not_left, is_left) if left_first else (is_left, not_left)
+            self.jump_if(op, opposite, node.threshold, other, far=far)
+            pending += [(jumped, other, node.slot), (follows, None, node.slot)]
+
+    def _leaf(self, leaf: Leaf, end: int | None, sums: Sequence[int], *, far: bool, last: bool) -> None:
+        value = leaf.value
+        if leaf.votes:
+            votes = (leaf.votes[1] - leaf.votes[0],) if len(sums) == 1 else leaf.votes
+            for register, vote in zip(sums, votes, strict=True):
+                self.add(register, vote)
+            if not last and end is not None:
+                self.goto(end, far=far)
+            return
+        if isinstance(value, Linear):
+            self.linear(value)
+        else:
+            self.constant(_TOTAL, value)
+        self.emit(i.EXIT_INSN)
+
+    # --- nets ---
+
+    def dense(self, net: Dense) -> None:
+        """Inputs and values of layers lie on the stack, in turns from both ends of it."""
+        ranges = {term.source: term for neuron in net.layers[0] for term in neuron.terms}
+        given = {source: 1 + n for n, source in enumerate(sorted(ranges))}
+        for source, place in given.items():
+            self.load(_X, source)
+            self.clamp(ranges[source].low, ranges[source].high)
+            self.emit(i.STX | i.DW | i.MEM, FRAME, _X, -8 * place)
+        for number, layer in enumerate(net.layers):
+            if len(given) + len(layer) > STACK_SLOTS:
+                raise CompileError(
+                    f"layer {number + 1} of the net has {len(given)} inputs and {len(layer)} values; "
+                    f"the stack holds {STACK_SLOTS} together"
+                )
+            taken = {n: STACK_SLOTS - n if number % 2 == 0 else 1 + n for n in range(len(layer))}
+            hidden = number < len(net.layers) - 1
+            for n, neuron in enumerate(layer):
+                self._neuron(neuron, given, hidden=hidden)
+                if hidden or len(layer) > 1:
+                    self.emit(i.STX | i.DW | i.MEM, FRAME, _TOTAL, -8 * taken[n])
+            given = taken
+        self._decide(net, given)
+        self.emit(i.EXIT_INSN)
+
+    def _neuron(self, neuron: Linear, given: dict[int, int], *, hidden: bool) -> None:
+        self.load(_TOTAL, self._spare)
+        for term in neuron.terms:
+            self.emit(i.LDX | i.DW | i.MEM, _X, FRAME, -8 * given[term.source])
+            self.scaled(term)
+        self.add(_TOTAL, neuron.bias)
+        if hidden:
+            # The larger of the sum and 0 without a branch: of n branches Linux might follow 2**n paths.
+            self.emit(i.ALU64 | i.MOV | i.X, _X, _TOTAL)
+            self.emit(i.ALU64 | i.ARSH, _X, imm=63)
+            self.emit(i.ALU64 | i.XOR, _X, imm=-1)
+            self.emit(i.ALU64 | i.AND | i.X, _TOTAL, _X)
+            self.emit(i.ALU64 | i.RSH, _TOTAL, imm=neuron.shift)
+        elif neuron.shift:
+            self.emit(i.ALU64 | i.ARSH, _TOTAL, imm=neuron.shift)
+
+    def _decide(self, net: Dense, given: dict[int, int]) -> None:
+        if len(net.layers[-1]) == 1:
+            if net.values:
+                self.sign(net.values)
+            return
+        self.emit(i.LDX | i.DW | i.MEM, _X, FRAME, -8 * given[0])
+        self.constant(_TOTAL, net.values[0])
+        for n, value in enumerate(net.values[1:], 1):
+            self.emit(i.LDX | i.DW | i.MEM, _T, FRAME, -8 * given[n])
+            self.emit(i.JMP | i.JSLE | i.X, _T, _X, 2 if IMM_MIN <= value <= IMM_MAX else 3)
+            self.emit(i.ALU64 | i.MOV | i.X, _X, _T)
+            self.constant(_TOTAL, value)
+
+
+def _measure(root: Node, sums: int) -> tuple[int, dict[int, int]]:
+    """Slots of a tree, at most, and the height of each node by its identity."""
+    size, heights = 0, dict[int, int]()
+    for node, _ in reversed(list(nodes(root))):
+        if isinstance(node, Split):
+            heights[id(node)] = 1 + max(heights[id(node.left)], heights[id(node.right)])
+            size += 5
+        else:
+            heights[id(node)] = 0
+            size += 16 * (1 + len(node.value.terms)) if isinstance(node.value, Linear) else 3 + sums
+    return size, heights
