@@ -64,18 +64,24 @@ REFUSED = {
     "packet load": (".insn 0x20, 0, 0, 0, 0\nr0 = 0\nexit", "legacy load"),
     "helper not there": ("call 9999\nexit", "helper 9999 may not be called"),
     "arguments gone after a call": ("call 5\nr0 = r1\nexit", "reads r1"),
+    "arena on one path": (
+        ("w3 = 8\nr3 = addr_space_cast(r3, 0, 1)\nr6 = r1\nr1 = r3\ncall f\nr1 = r6\ncall f\nexit\n"
+        "f: r0 = *(u64 *)(r1 + 0)\nexit"), "reaches the arena on one path",
+    ),
     "atomic unaligned": ("r2 = 1\nlock *(u64 *)(r1 + 4) += r2\nr0 = 0\nexit", "expected a multiple of 8"),
     "atomic of a pointer": ("lock *(u64 *)(r1 + 0) += r10\nr0 = 0\nexit", "an atomic operation with r10"),
     "atomic on unwritten stack": ("r2 = 1\nlock *(u64 *)(r10 - 8) += r2\nr0 = 0\nexit", "not all of which"),
     "recursion": ("call f\nr0 = 0\nexit\nf: call f\nr0 = 0\nexit", "frames deep|calls itself"),
     "too much stack": ("call f\nr0 = 0\nexit\nf: *(u64 *)(r10 - 512) = 1\nr0 = 0\nexit", "bytes of stack"),
     "callee returns a pointer": ("call f\nr0 = 0\nexit\nf: r0 = r10\nexit", "expected a number"),
+    "arguments gone after a local call": ("r1 = 1\ncall f\nr0 = r1\nexit\nf: r0 = 0\nexit", "reads r1"),
     "callee reads r6": ("r6 = 1\ncall f\nexit\nf: r0 = r6\nexit", "reads r6"),
     "jump between functions": ("call f\nexit\nf: r0 = 0\nif r0 == 0 goto -3\nexit", "out of its function"),
     "uncalled function": ("r0 = 0\nexit\nf: r0 = 1\ncall f\nexit", "nothing calls|cannot be reached"),
     "no map": ("r1 = map[fd:99] ll\nr0 = 0\nexit", "no map 99"),
     "null not checked": (LOOKUP + "r0 = *(u64 *)(r0 + 0)\nexit", "may be null"),
     "null checked wrongly": (LOOKUP + "if r0 != 0 goto a\nr0 = *(u64 *)(r0 + 0)\na: r0 = 0\nexit", "is no pointer"),
+    "null where it is null": (LOOKUP + "if r0 == 0 goto a\nr0 = 0\nexit\na: r0 = *(u64 *)(r0 + 0)\nexit", "no pointer"),
     "beyond a value": (LOOKUP + "if r0 == 0 goto a\nr0 = *(u64 *)(r0 + 8)\nexit\na: r0 = 0\nexit", "it has 8"),
     "key not written": ("r1 = map[fd:1] ll\nr2 = r10\nr2 += -4\ncall 1\nr0 = 0\nexit", "was not written"),
     "key is a number": ("r1 = map[fd:1] ll\nr2 = 5\ncall 1\nr0 = 0\nexit", "expected 4 bytes"),
@@ -83,6 +89,7 @@ REFUSED = {
     "wrong kind of map": (("*(u32 *)(r10 - 4) = 0\nr1 = map[fd:3] ll\nr2 = r10\nr2 += -4\ncall 1\nr0 = 0\n"
         "exit"), "of kind ringbuf"),
     "offset in a value": ("r1 = map[fd:1][0]+8 ll\nr0 = 0\nexit", "offset 8 in a value of 8"),
+    "value of an array of two": ("r1 = map[fd:6][0]+0 ll\nr0 = 0\nexit", "an array of one value has"),
     "value of a hash": ("r1 = map[fd:2][0]+0 ll\nr0 = 0\nexit", "no value with an address"),
     "map written to memory": ("r2 = map[fd:1] ll\n*(u64 *)(r1 + 0) = r2\nr0 = 0\nexit", "writes a pointer"),
     "arithmetic on a map": ("r2 = map[fd:1] ll\nr2 += 1\nr0 = 0\nexit", "arithmetic on a map"),
@@ -115,6 +122,11 @@ ACCEPTED = {
     "local call": ("r1 = 3\nr2 = 4\ncall f\nr0 += 1\nexit\nf: r0 = r1\nr0 *= r2\nexit", bytes(16), 13),
     "caller's stack": (("*(u64 *)(r10 - 8) = 1\nr1 = r10\nr1 += -8\ncall f\nr0 = *(u64 *)(r10 - 8)\nexit\n"
         "f: *(u64 *)(r1 + 0) = 42\nr0 = 0\nexit"), bytes(16), 42),
+    "a function for any memory": (("*(u64 *)(r10 - 8) = 3\n*(u64 *)(r10 - 16) = 4\nr6 = r1\ncall f\nr7 = r0\n"
+        "r1 = r10\nr1 += -8\ncall f\nr7 += r0\nr1 = r10\nr1 += -16\ncall f\nr7 += r0\n"
+        "r1 = map[fd:1][0]+0 ll\ncall f\nr0 += r7\nexit\n"
+        "f: r0 = *(u64 *)(r1 + 0)\n*(u64 *)(r1 + 0) = 1\nr2 = 2\nlock *(u64 *)(r1 + 0) += r2\nr2 = *(u32 *)(r1 + 0)\n"
+        "r0 *= r2\nexit"), b"\x09" + bytes(15), 63),
     "own stack": (("*(u64 *)(r10 - 8) = 1\ncall f\nr0 = *(u64 *)(r10 - 8)\nexit\nf: *(u64 *)(r10 - 8) = 42\n"
         "r0 = 0\nexit"), bytes(16), 1),
     "map value": (LOOKUP + "if r0 == 0 goto a\nr0 = *(u64 *)(r0 + 0)\nexit\na: r0 = 0\nexit", bytes(16), 5),
@@ -130,10 +142,10 @@ ACCEPTED = {
 
 
 def _load(text: str, spec: Spec | None = None) -> Program:
-    array, hashed, ring, arena = ArrayMap(8, 2, "a"), HashMap(4, 8, 2, "h"), RingBuffer(4096, "r"), ArenaMap(4, "n")
+    array, hashed, ring, arena = ArrayMap(8, 1, "a"), HashMap(4, 8, 2, "h"), RingBuffer(4096, "r"), ArenaMap(4, "n")
     array[0] = (5).to_bytes(8, "little")
     arena.populate(0, 4096)
-    maps = {1: array, 2: hashed, 3: ring, 4: InstanceArrayMap(8, 1, "i"), 5: arena}
+    maps = {1: array, 2: hashed, 3: ring, 4: InstanceArrayMap(8, 1, "i"), 5: arena, 6: ArrayMap(8, 2, "two")}
     return Program(assemble(text), spec or body(16), maps=maps, helpers=KERNEL)
 
 

@@ -127,7 +127,8 @@ class Bytes(Access):
 
     def _place(self, base: Value, register: int, off: int) -> tuple[str, str]:
         """The buffer and the offset in it; no buffer where it must be looked for."""
-        assert isinstance(base, Pointer)
+        if not isinstance(base, Pointer):  # a function that is called with pointers into different regions
+            return "", f"r{register} {off:+d}"
         if base.space.kind == "memory":
             origin = off - MEMORY_BASE
         elif base.space.kind == "stack":

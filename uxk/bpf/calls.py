@@ -32,7 +32,7 @@ def helper_call(insn: Insn, state: State, spec: Spec, fresh: Callable[[], int]) 
 
 def _result(proto: Proto, shape: MapShape | None, number: int, state: State, fresh: Callable[[], int]) -> Value:
     if proto.ret is Ret.MAP_VALUE_OR_NULL and shape is not None:
-        return Pointer(Space("map value", shape.value_bytes, number=number), 0, 0, fresh())
+        return Pointer(Space("map value", shape.value_bytes, shape.writable, number), 0, 0, fresh())
     if proto.ret is Ret.OBJECT_OR_NULL:
         reference = fresh()
         state.references |= {reference}
@@ -73,6 +73,8 @@ class _Call:
         shape = self._spec.maps[value.number]
         if self._proto.maps and shape.kind not in self._proto.maps:
             return f"r{number} is a map of kind {shape.kind}; expected {' or '.join(sorted(self._proto.maps))}"
+        if not shape.writable and Arg.MAP_VALUE in self._proto.args:
+            return f"r{number} is a map whose values are read-only"
         self.shape, self.map_number = shape, value.number
         return ""
 

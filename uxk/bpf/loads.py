@@ -36,11 +36,11 @@ def immediate(insn: Insn, value: int, state: State, spec: Spec) -> str:
     elif shape.kind == "arena":
         state.regs[insn.dst] = UNKNOWN
     elif not shape.direct:
-        return f"map {insn.imm}, of kind {shape.kind}, has no value with an address"
+        return f"map {insn.imm}, of kind {shape.kind}, has no value with an address; an array of one value has"
     elif inside >= shape.value_bytes:
         return f"offset {inside} in a value of {shape.value_bytes} bytes"
     else:
-        space = Space("map value", shape.value_bytes, number=insn.imm)
+        space = Space("map value", shape.value_bytes, shape.writable, insn.imm)
         state.regs[insn.dst] = Pointer(space, inside, inside)
     return ""
 

@@ -25,6 +25,8 @@ class Map:
 
     kind = ""
     direct = False
+    read_only = False
+    """Whether programs may only read it, as constants in the source of one."""
 
     def __init__(self, key_bytes: int, value_bytes: int, max_entries: int, name: str = "") -> None:
         if key_bytes < 0 or value_bytes < 0 or max_entries <= 0:
@@ -38,7 +40,7 @@ class Map:
     @property
     def shape(self) -> MapShape:
         """What the verifier knows of it."""
-        return MapShape(self.kind, self.key_bytes, self.value_bytes, self.direct)
+        return MapShape(self.kind, self.key_bytes, self.value_bytes, self.direct, not self.read_only)
 
     def check_key(self, key: bytes) -> None:
         """Raises ``BpfError`` for a key of another length."""
@@ -60,6 +62,7 @@ class ArrayMap(Map):
         super().__init__(4, value_bytes, max_entries, name)
         if not value_bytes:
             raise BpfError(f"map {name!r}: values of 0 bytes; expected more")
+        self.direct = self.direct and max_entries == 1  # as in Linux (array_map_direct_value_addr)
         self.stride_bytes = -(-value_bytes // 8) * 8
         self.data = bytearray(self.stride_bytes * max_entries)
 

@@ -11,7 +11,7 @@ from uxk.bpf.helpers import HELPERS, Function, protos
 from uxk.bpf.insn import decode, imm64, s64
 from uxk.bpf.interp import BUDGET_DEFAULT, Machine
 from uxk.bpf.layout import value_bases
-from uxk.bpf.maps import ArenaMap, ArrayMap, HashMap, Map
+from uxk.bpf.maps import ArenaMap, ArrayMap, HashMap, InstanceArrayMap, Map
 from uxk.bpf.memory import Memory, Region
 from uxk.bpf.proto import Spec
 from uxk.bpf.translate import Translation
@@ -63,11 +63,12 @@ class Program:
 
     def _lay_out(self) -> dict[int, int]:
         """Gives the values of maps their addresses."""
-        return {
-            HANDLE_BASE + number: self._memory.add(f"map {number}", each.data).base
+        self._values: dict[int, Region] = {
+            number: self._memory.add(f"map {number}", each.data, writable=not each.read_only)
             for number, each in sorted(self.maps.items())
             if isinstance(each, (ArrayMap, HashMap))
         }
+        return {HANDLE_BASE + number: region.base for number, region in self._values.items()}
 
     def _immediates(self) -> dict[int, int]:
         bases = value_bases(n for n, each in self.maps.items() if isinstance(each, (ArrayMap, HashMap)))
@@ -111,6 +112,13 @@ class Program:
         self._place(memory)
         arguments = (self._own.base, len(memory)) if self.spec.memory else (0, 0)
         return s64(self.machine.run(*arguments))
+
+    def select(self, instance: int) -> None:
+        """Whose values of per-instance arrays are seen from now on.  Raises as ``InstanceArrayMap.select``."""
+        for number, each in self.maps.items():
+            if isinstance(each, InstanceArrayMap):
+                each.select(instance)
+                self._values[number].data = each.data
 
     def _check(self, memory: bytes | bytearray) -> None:
         expected = self.spec.memory.size_bytes if self.spec.memory else 0

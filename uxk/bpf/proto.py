@@ -48,12 +48,16 @@ class Proto(NamedTuple):
 
 
 class MapShape(NamedTuple):
-    """What the verifier must know of a map.  ``direct``: its first value has an address that ``lddw`` may take."""
+    """What the verifier must know of a map.  ``direct``: its first value has an address that ``lddw`` may take.
+
+    ``writable``: programs may change its values.
+    """
 
     kind: str
     key_bytes: int
     value_bytes: int
     direct: bool = False
+    writable: bool = True
 
 
 class Spec(NamedTuple):

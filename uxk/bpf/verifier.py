@@ -53,10 +53,13 @@ def _base_kind(proof: Proof, pc: int) -> str:
     insn = proof.insns[pc]
     if insn.cls not in (i.LDX, i.ST, i.STX):
         return ""
-    base = proof.before[pc][
-        insn.src if insn.cls == i.LDX or (insn.imm == i.LOAD_ACQ and insn.mode == i.ATOMIC) else insn.dst
-    ]
+    base = proof.before[pc][_base_register(insn)]
     return base.space.kind if isinstance(base, Pointer) else ""
+
+
+def _base_register(insn: Insn) -> int:
+    """The register with the address of a load, a store or an atomic operation."""
+    return insn.src if insn.cls == i.LDX or (insn.imm == i.LOAD_ACQ and insn.mode == i.ATOMIC) else insn.dst
 
 
 def verify(program: bytes, spec: Spec) -> Proof:
@@ -78,6 +81,7 @@ class _Walk:
         self._calls: dict[int, set[int]] = {}
         self._ids = 0
         self._taken: set[tuple[int, int]] = set()
+        self._arena: dict[int, bool] = {}
 
     def run(self) -> None:
         regs: list[Value] = [None] * i.REGISTERS
@@ -193,6 +197,7 @@ class _Walk:
                 raise self.refuse(pc, why, state)
             return [(pc + 2, state)]
         elif cls in (i.LDX, i.ST, i.STX):
+            self._check_arena(pc, insn, state)
             why, lowest = access(insn, state, self.spec)
             if why:
                 raise self.refuse(pc, why, state)
@@ -202,6 +207,14 @@ class _Walk:
         else:
             return self._jump(pc, insn, state)
         return [(pc + 1, state)]
+
+    def _check_arena(self, pc: int, insn: Insn, state: State) -> None:
+        """Refuses an instruction that is for the arena on one path only, as Linux does (save_aux_ptr_type)."""
+        base = state.regs[_base_register(insn)]
+        if isinstance(base, Pointer):
+            arena = base.space.kind == "arena"
+            if self._arena.setdefault(pc, arena) != arena:
+                raise self.refuse(pc, "reaches the arena on one path and other memory on another", state)
 
     def _reach(self, start: int, state: State, lowest: int) -> None:
         self._depth[start] = max(self._depth.get(start, 0), -lowest)
