@@ -78,7 +78,7 @@ class Adviser:
         return Answer(at_ns, rank(rows, Shape(self.params.size, self.params.most)))
 
 
-def _manifest(name: str, *capabilities: str) -> uxk.Manifest:
+def manifest_of(name: str, *capabilities: str) -> uxk.Manifest:
     """A manifest for one of them: an instance that fails stays down, so that nothing is hidden."""
     return uxk.Manifest(
         name=name, params=AdviserParams, capabilities=capabilities, budget=BUDGET, turn_cost_ns=0,
@@ -90,7 +90,7 @@ def _manifest(name: str, *capabilities: str) -> uxk.Manifest:
 class Called(Adviser, uxk.Extension[AdviserParams]):
     """Synchronous upcall: a request with the state, completed with the answer."""
 
-    manifest = _manifest("methods-upcall")
+    manifest = manifest_of("methods-upcall")
 
     def on_batch(self, ctx: uxk.Context, requests: Sequence[uxk.Request]) -> None:
         for request in requests:
@@ -101,7 +101,7 @@ class Called(Adviser, uxk.Extension[AdviserParams]):
 class Polling(Adviser, uxk.Extension[AdviserParams]):
     """sysfs: reads the state as text every so often, and writes the answer if the state is another one."""
 
-    manifest = _manifest("methods-sysfs", f"sysfs:{FOLDER}/victims:write")
+    manifest = manifest_of("methods-sysfs", f"sysfs:{FOLDER}/victims:write")
 
     def setup(self, ctx: uxk.Context) -> None:
         self.ctx = ctx
@@ -127,7 +127,7 @@ class Polling(Adviser, uxk.Extension[AdviserParams]):
 class Device(Adviser, uxk.Extension[AdviserParams]):
     """Char device: what is written to it is the state, what is read from it the answer."""
 
-    manifest = _manifest("methods-chardev")
+    manifest = manifest_of("methods-chardev")
 
     def setup(self, ctx: uxk.Context) -> None:
         self.answer = b""
@@ -151,7 +151,7 @@ class Device(Adviser, uxk.Extension[AdviserParams]):
 class Tracer(Adviser, uxk.Extension[AdviserParams]):
     """Event ring: follows every change in a copy of its own; begins, and begins anew after a loss, with a snapshot."""
 
-    manifest = _manifest("methods-events", f"snapshot:{BASE}:read", f"snapshot:{VICTIMS}:write")
+    manifest = manifest_of("methods-events", f"snapshot:{BASE}:read", f"snapshot:{VICTIMS}:write")
 
     def setup(self, ctx: uxk.Context) -> None:
         self.ctx = ctx
@@ -235,7 +235,7 @@ class Tracer(Adviser, uxk.Extension[AdviserParams]):
 class Hinter(Adviser, uxk.MLAgent[AdviserParams]):
     """SQ/CQ: reads datasets in shared memory, sends standing hints to a decision site."""
 
-    manifest = _manifest("methods-hints")
+    manifest = manifest_of("methods-hints")
     model, sites = MODEL, (SITE,)
 
     def on_dataset(self, ctx: uxk.Context, dataset: uxk.DatasetView) -> None:

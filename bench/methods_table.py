@@ -43,6 +43,7 @@ ENTRIES: Final = (
     Entry(WAYS["events"].title, "events"),
     Entry(WAYS["hints"].title, "hints"),
     Entry(WAYS["in-kernel"].title, "in-kernel"),
+    Entry(WAYS["compiled"].title, "compiled"),
 )
 SWEEP: Final = {
     "sysfs": ("poll_ns", (30_000, 100_000, 300_000, 1_000_000, 3_000_000)),

@@ -10,6 +10,7 @@ import trio
 
 import uxk
 from bench import methods_agents as agents
+from bench import methods_compiled as compiled
 from bench.methods_flow import CLEANER, Change, Cleaner, Then
 from bench.methods_policy import (
     ROWS,
@@ -23,6 +24,7 @@ from bench.methods_policy import (
     unpack_answer,
 )
 from uxk.core.kobject import Attribute
+from uxk.core.site import DecisionSite
 from uxk.core.waitfor import Node
 from uxk.errors import ConfigError, UxkError
 from uxk.kernel.module import Module
@@ -103,6 +105,52 @@ class InKernel(Way):
         self.charged_ns += THINK_NS
         if self.setup.clock == "charged":
             self.kernel.call_at_ns(now_ns + THINK_NS, then, answer)
+        else:
+            then(answer)
+
+
+class Compiled(Way):
+    """The same policy as bytecode: injected by the adviser, verified, run in the shadow, then asked by the decision."""
+
+    name = "compiled"
+    title = "compiled policy (verified bytecode)"
+    adviser = compiled.Injector
+
+    def before_load(self) -> None:
+        size = self.cleaner.shape.size
+        self.port = self.kernel.policies.offer(
+            DecisionSite(agents.SITE, lambda payload: ""), compiled.schema(size), compiled.SCORES,
+            config=compiled.CONFIG, ranked=True,
+        )  # fmt: skip
+
+    async def after_load(self) -> None:
+        """The shadow period, before the first timed write: the table as it is, then with ever fewer rows."""
+        rows = [self.row(live, age) for _, live, age in self._rows()]
+        for begin in range(compiled.CONFIG.decisions_min):
+            self.port.rank(rows[begin % len(rows) :] if rows else [(0,) * len(self.port.schema)])
+            await self.kernel.sleep_ns(compiled.CONFIG.flush_ns)
+        await self.kernel.sleep_ns(LOADING_NS)
+        if self.port.current is None:
+            raise ConfigError(f"the compiled policy was not taken: {self.port.last_end}")
+
+    def _rows(self) -> list[tuple[int, int, int]]:
+        most = self.cleaner.shape.most
+        return [(segment, live, age) for segment, live, age in rows_of(self.volume).tolist() if live <= most]
+
+    def row(self, live: int, age: int) -> tuple[int, ...]:
+        """What the policy sees of a segment."""
+        return live, age
+
+    def decide(self, then: Then) -> None:
+        now_ns, rows = self.kernel.now_ns, self._rows()
+        verdict = self.port.rank([self.row(live, age) for _, live, age in rows])
+        if verdict is None:
+            then(None)
+            return
+        answer = Answer(now_ns, (rows[verdict.value][0],))
+        self.charged_ns += verdict.cost_ns
+        if self.setup.clock == "charged":
+            self.kernel.call_at_ns(now_ns + verdict.cost_ns, then, answer)
         else:
             then(answer)
 
@@ -317,6 +365,6 @@ class Hints(Way):
 
 
 WAYS: Final[dict[str, type[Way]]] = {
-    way.name: way for way in (Way, Upcall, Sysfs, Chardev, Events, Hints, InKernel)
+    way.name: way for way in (Way, Upcall, Sysfs, Chardev, Events, Hints, InKernel, Compiled)
 }  # fmt: skip
 """In the order of the tables."""

@@ -39,7 +39,7 @@ SMALL = Setup(pages=1_024, segment_blocks=16, writes=600, gap_ns=4_000)
 EQUAL = replace(SMALL, clock="virtual", push=0, poll_ns=400)
 """Thinking is free, and everybody hears of every change before the next decision."""
 ADVISED = [name for name in WAYS if name != "default"]
-ASKED = [name for name in ADVISED if name != "in-kernel"]
+ASKED = [name for name in ADVISED if name not in ("in-kernel", "compiled")]
 
 
 # --- the decision ------------------------------------------------------------------------------------
@@ -151,6 +151,23 @@ def test_when_the_adviser_hangs_only_the_upcall_stops_writes(name: str) -> None:
         assert run.writes_delayed == run.blocking == 0
 
 
+def test_the_compiled_policy_needs_nobody_once_it_is_in_force(charged: dict[str, Outcome]) -> None:
+    run, hung = charged["compiled"], run_ways(["compiled"], replace(SMALL, hang_ns=600_000))["compiled"]
+    assert run.crossings == run.bytes == run.entries == 0 and run.followed == run.same == run.decisions
+    assert 0 < run.wait_median_ns < policy.THINK_NS and hung.victims == run.victims
+
+
+def test_a_learned_policy_loses_next_to_nothing_by_being_compiled() -> None:
+    from bench import methods_learned as learned
+
+    setup = replace(SMALL, pages=4096, segment_blocks=64, writes=1500)
+    (default,), (float_model,), (injected,) = (
+        learned.run(way, setup, [1]) for way in (Way, learned.Float, learned.Learned)
+    )
+    assert abs(injected.wa_ppm - float_model.wa_ppm) < float_model.wa_ppm // 100 and injected.wa_ppm < default.wa_ppm
+    assert injected.crossings == 0 and injected.followed == injected.decisions > 10
+
+
 # --- what the kernel does not believe ----------------------------------------------------------------
 
 
@@ -214,7 +231,7 @@ def test_tables_have_a_cell_for_each_head(charged: dict[str, Outcome]) -> None:
         assert {len(row) for row in cells} == {len(cells[0])}
         assert len(cells) == len(WAYS) + 1
         assert len({len(line.split("|")) for line in as_markdown(cells).splitlines()}) == 1
-        assert as_text(cells).splitlines()[-1].startswith("in-kernel")
+        assert as_text(cells).splitlines()[-1].startswith("compiled")
 
 
 def test_what_hints_keep_is_a_share_of_the_advantage(charged: dict[str, Outcome]) -> None:

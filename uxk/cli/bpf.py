@@ -1,7 +1,7 @@
 """``uxk bpf``: assemble, disassemble, verify and run eBPF programs; ``plugin`` for the public conformance runner.
 
-A FILE is assembler text (``.s``, ``.asm``), hexadecimal digits (``.hex``) or the bytes themselves; ``-`` is standard
-input, taken as text.
+A FILE is assembler text (``.s``, ``.asm``), hexadecimal digits (``.hex``), an object that clang built (``.o``), or the
+bytes themselves; ``-`` is standard input, taken as text.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uxk.cli import bpf_kernel
 from uxk.cli.common import FAILED, GOOD, Subparsers, UsageExit, add_verb, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from uxk.bpf.maps import Map
     from uxk.bpf.program import Program
 
 _EPILOG: Final = """\
@@ -24,6 +26,7 @@ _EPILOG: Final = """\
   uxk bpf verify prog.s -m 64          with r1 = address of 64 bytes, r2 = 64: what was proven, or why it is refused
   uxk bpf run prog.s -m 2a00000000000000   on these bytes: r0 (-i: by the reference interpreter)
   uxk bpf source prog.s -m 64          the Python that a verified program becomes
+  uxk bpf run prog.o --section decide -m 24   a function of an object that `clang -target bpf -c` built
   uxk bpf plugin MEMORY < prog.hex     r0 in hexadecimal, unverified: the protocol of the public conformance runner
   uxk bpf plugin --serve               verified; a line `PROGRAM MEMORY` in, `ok R0`, `error WHY` or `fault WHY` out
 """
@@ -35,7 +38,13 @@ _MEMORY_MAX_BYTES: Final = 16 << 20
 def register(subparsers: Subparsers) -> None:
     """Adds the verb and its parts."""
     parser = add_verb(
-        subparsers, "bpf", _help, help="assemble, verify and run eBPF programs", json=True, epilog=_EPILOG
+        subparsers,
+        "bpf",
+        _help,
+        help="assemble, verify and run eBPF programs",
+        json=True,
+        kernel=True,
+        epilog=_EPILOG + bpf_kernel.EPILOG,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(parser=parser)
@@ -58,40 +67,48 @@ def register(subparsers: Subparsers) -> None:
     plugin.add_argument("--serve", action="store_true", help="verify, and take one program a line")
     plugin.add_argument("memory", nargs="?", default="", help="hexadecimal digits")
     plugin.set_defaults(handler=_plugin)
+    bpf_kernel.register(parts, lambda name: load_program(name)[0])
 
 
 def _part(parts: Subparsers, name: str, handler: Any, text: str) -> argparse.ArgumentParser:
     part = parts.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False)
     part.add_argument("file", metavar="FILE", help="a program, - for standard input")
+    part.add_argument("--section", default="", metavar="NAME", help="of an object: the section, or the function")
     part.add_argument("--json", action="store_true", help="print JSON")
     part.set_defaults(handler=handler)
     return part
 
 
 def _help(args: argparse.Namespace) -> int:
-    raise UsageExit("needs a part: asm, dis, verify, run, source or plugin; `uxk bpf --help` shows them")
+    raise UsageExit("needs a part: asm, dis, verify, run, source, plugin, prog or map; `uxk bpf --help` shows them")
 
 
-def _load(name: str) -> bytes:
-    """The bytes of a program."""
+def load_program(name: str, section: str = "") -> tuple[bytes, dict[int, Map]]:
+    """The bytes of the program in a file, and its maps.  Raises ``BpfError``, OSError."""
+    from uxk.bpf import elf
     from uxk.bpf.asm import assemble
     from uxk.bpf.errors import BpfError
 
     if name == "-":
-        return assemble(sys.stdin.read(_FILE_MAX_BYTES))
+        return assemble(sys.stdin.read(_FILE_MAX_BYTES)), {}
     path = Path(name)
     with path.open("rb") as file:
         data = file.read(_FILE_MAX_BYTES + 1)
     if len(data) > _FILE_MAX_BYTES:
         raise BpfError(f"{name}: more than {_FILE_MAX_BYTES} bytes")
+    if elf.is_object(data):
+        loaded = elf.load(data, section, name=name)
+        return loaded.code, loaded.maps
+    if section:
+        raise BpfError(f"{name}: --section {section}, but this is no object, and has no sections")
     if path.suffix in _TEXT:
         try:
-            return assemble(data.decode())
+            return assemble(data.decode()), {}
         except UnicodeDecodeError as exc:
             raise BpfError(f"{name}: byte {exc.start} is not UTF-8; expected assembler text") from None
         except BpfError as exc:
             raise BpfError(f"{name}: {exc}") from None
-    return _hex(data.decode("ascii", "replace"), name) if path.suffix == ".hex" else data
+    return _hex(data.decode("ascii", "replace"), name) if path.suffix == ".hex" else data, {}
 
 
 def _hex(text: str, what: str) -> bytes:
@@ -103,7 +120,7 @@ def _hex(text: str, what: str) -> bytes:
         raise BpfError(f"{what}: {exc}; expected hexadecimal digits in pairs") from None
 
 
-def _memory(text: str) -> bytearray:
+def memory_of(text: str) -> bytearray:
     """``64`` is so many zero bytes; other digits are the bytes themselves, as is what begins with ``0x``."""
     if text.isdigit() and len(text) < 8:
         size_bytes = int(text)
@@ -114,7 +131,7 @@ def _memory(text: str) -> bytearray:
 
 
 def _asm(args: argparse.Namespace) -> int:
-    code = _load(args.file)
+    code, _ = load_program(args.file, args.section)
     if args.output:
         Path(args.output).write_bytes(code)
     else:
@@ -126,7 +143,7 @@ def _dis(args: argparse.Namespace) -> int:
     from uxk.bpf.disasm import disassemble
     from uxk.bpf.insn import decode
 
-    print(disassemble(decode(_load(args.file)), numbers=True), end="")
+    print(disassemble(decode(load_program(args.file, args.section)[0]), numbers=True), end="")
     return GOOD
 
 
@@ -134,8 +151,9 @@ def _program(args: argparse.Namespace) -> tuple[Program, bytearray]:
     from uxk.bpf.program import Program
     from uxk.bpf.proto import body
 
-    memory = _memory(args.memory)
-    return Program(_load(args.file), body(len(memory), writable=not args.read_only), name=args.file), memory
+    memory = memory_of(args.memory)
+    code, maps = load_program(args.file, args.section)
+    return Program(code, body(len(memory), writable=not args.read_only), maps=maps, name=args.file), memory
 
 
 def _verify(args: argparse.Namespace) -> int:

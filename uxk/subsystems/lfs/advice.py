@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from uxk.bpf.compiler.schema import Feature, Schema
+from uxk.bpf.values import S64_MAX, S64_MIN
 from uxk.core.mode import ModeConfig
 from uxk.kernel.kernel import Kernel
 from uxk.limits import PPM
@@ -18,6 +20,10 @@ from uxk.uapi.ml import Mode
 
 SEALED: Final = np.dtype([("segment", "<u4"), ("live", "<u4"), ("age", "<i8")])
 """Dataset ``sealed``: segments that may be victims, their valid blocks, user writes since they were sealed."""
+
+
+AGE_MAX: Final = 1 << 40
+"""Of a segment, as a program sees it: user writes."""
 
 
 class GcAdvice:
@@ -36,6 +42,9 @@ class GcAdvice:
         config = ModeConfig(learning_share_ppm=PPM, loss_budget_ppm=PPM, calm_epochs=1)
         self.proxy = kernel.create_model("lfs", name, config=config, state=self._state)
         self.site = self.proxy.site(f"{name}.gc", check=self._check)
+        schema = Schema([Feature("live", 0, volume.size, "blocks"), Feature("age", 0, AGE_MAX, "writes")])
+        self.policy = kernel.policies.offer(self.site, schema, (S64_MIN, S64_MAX), ranked=True)
+        """A program that scores each segment that may be cleaned; asked where no hint names one."""
         self._sealed = self.proxy.dataset("sealed", SEALED, volume.segments)
         self.trigger = Trigger(
             lambda critical, why: self.proxy.watermark("clean_segments", critical=critical, why=why),
@@ -53,7 +62,19 @@ class GcAdvice:
         if hint is not None and payload is not None:
             self._victims = deque(payload.victims)  # in place of what is left of the one before
             self.site.applied(hint, outcome=len(payload.victims))
-        return Choice(self._victims.popleft()) if self._victims else None
+        return Choice(self._victims.popleft()) if self._victims else self._by_program()
+
+    def _by_program(self) -> Choice | None:
+        """What a program in the kernel says: no crossing, on the state of this moment."""
+        if self.policy.current is None and self.policy.candidate is None:
+            return None
+        volume = self._volume
+        rows = [
+            (segment, live, volume.now - volume.sealed_at[segment]) for segment, live in enumerate(volume.live)
+            if live <= volume.most and volume.sealed_at[segment] >= 0
+        ]  # fmt: skip
+        verdict = self.policy.rank([(live, age) for _, live, age in rows])
+        return None if verdict is None else Choice(rows[verdict.value][0])
 
     def clean_changed(self) -> None:
         """Called in the step that takes or makes a clean segment."""
