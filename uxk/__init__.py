@@ -12,8 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 __version__: Final = "0.1.0"
 
 if TYPE_CHECKING:
+    from uxk.bridges.datalog.reader import DataLog as DataLog
+    from uxk.bridges.datalog.recorder import DataLogRecorder as DataLogRecorder
+    from uxk.bridges.datalog.settings import DataLogSettings as DataLogSettings
+    from uxk.bridges.face.api import Face as Face
+    from uxk.bridges.face.api import FaceFile as FaceFile
+    from uxk.bridges.face.folder import FolderFace as FolderFace
+    from uxk.bridges.face.graft import GraftedFace as GraftedFace
+    from uxk.bridges.face.memory import MemoryFace as MemoryFace
+    from uxk.bridges.face.socket import SocketFace as SocketFace
+    from uxk.bridges.logs.reader import read_logs as read_logs
+    from uxk.bridges.logs.replay import replay_log as replay_log
+    from uxk.bridges.logs.settings import LogTo as LogTo
+    from uxk.bridges.logs.writer import LogFile as LogFile
+    from uxk.bridges.metrics.server import MetricsServer as MetricsServer
+    from uxk.bridges.trace.recorder import TraceRecorder as TraceRecorder
     from uxk.context import Context as Context
-    from uxk.context import Reply as Reply
     from uxk.core.action import ActionConfig as ActionConfig
     from uxk.core.cost import CostModel as CostModel
     from uxk.core.mode import ModeConfig as ModeConfig
@@ -32,6 +46,9 @@ if TYPE_CHECKING:
     from uxk.errors import UpgradeError as UpgradeError
     from uxk.errors import UsageError as UsageError
     from uxk.errors import UxkError as UxkError
+    from uxk.evaluation import Evaluation as Evaluation
+    from uxk.evaluation import evaluate as evaluate
+    from uxk.evaluation import split_by_time as split_by_time
     from uxk.kernel.kernel import Kernel as Kernel
     from uxk.kernel.module import Module as Module
     from uxk.kernel.ports import Port as Port
@@ -42,6 +59,7 @@ if TYPE_CHECKING:
     from uxk.ml import Online as Online
     from uxk.ml import online as online
     from uxk.module import Extension as Extension
+    from uxk.reply import Reply as Reply
     from uxk.scenario.model import Scenario as Scenario
     from uxk.scenario.run import run as run
     from uxk.submission import SubmissionQueue as SubmissionQueue
@@ -71,10 +89,17 @@ if TYPE_CHECKING:
     from uxk.uapi.rights import Rights as Rights
 
 _HOME: Final = {
-    "Context": "context", "Reply": "context", "SubmissionQueue": "submission",
+    "Context": "context", "Reply": "reply", "SubmissionQueue": "submission",
     "BudgetError": "errors", "CapabilityError": "errors", "InUse": "errors", "ModuleError": "errors",
     "NoSuchModule": "errors", "ParamError": "errors", "ProbeError": "errors", "RequestError": "errors",
     "RingFull": "errors", "Stalled": "errors", "UpgradeError": "errors", "UsageError": "errors", "UxkError": "errors",
+    "DataLog": "bridges.datalog.reader", "DataLogRecorder": "bridges.datalog.recorder",
+    "DataLogSettings": "bridges.datalog.settings",
+    "Face": "bridges.face.api", "FaceFile": "bridges.face.api", "FolderFace": "bridges.face.folder",
+    "GraftedFace": "bridges.face.graft", "MemoryFace": "bridges.face.memory", "SocketFace": "bridges.face.socket",
+    "LogFile": "bridges.logs.writer", "LogTo": "bridges.logs.settings", "MetricsServer": "bridges.metrics.server",
+    "TraceRecorder": "bridges.trace.recorder", "read_logs": "bridges.logs.reader", "replay_log": "bridges.logs.replay",
+    "Evaluation": "evaluation", "evaluate": "evaluation", "split_by_time": "evaluation",
     "ActionConfig": "core.action", "CostModel": "core.cost", "ModeConfig": "core.mode", "feature_dicts": "core.rows",
     "Sysctl": "core.sysctl",
     "Kernel": "kernel.kernel", "Module": "kernel.module", "Port": "kernel.ports",

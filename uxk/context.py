@@ -7,7 +7,7 @@ path), or ``await`` it inside ``async def run``.  The entries leave as one frame
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ import trio
 
 from uxk.core.events import EventHeap, EventId, nanoseconds
 from uxk.core.streams import RandomStreams
-from uxk.errors import BudgetError, CapabilityError, RequestError, RingFull, UsageError, errno_name
+from uxk.errors import BudgetError, CapabilityError, RingFull, UsageError
 from uxk.limits import I64_MAX, KMSG_TEXT_MAX_BYTES, TIMERS_PER_ACTOR_MAX
+from uxk.reply import Reply as Reply
+from uxk.reply import Tasks
 from uxk.submission import SubmissionQueue
 from uxk.uapi import entries as e
 from uxk.uapi.ml import ModelCommand
@@ -28,63 +30,13 @@ if TYPE_CHECKING:
 _Completion = e.Completion
 
 
-class Reply:
-    """The answer to a command, when it comes.  ``await`` it, or give it a callback."""
-
-    __slots__ = ("_entry", "_event", "_then", "_what", "completion")
-
-    def __init__(self, what: str, entry: e.Entry) -> None:
-        self._entry = entry
-        self.completion: e.Completion | None = None
-        self._then: Callable[[e.Completion], object] | None = None
-        self._event: trio.Event | None = None
-        self._what = what
-
-    def then(self, callback: Callable[[e.Completion], object]) -> Reply:
-        """Calls ``callback(completion)`` when the answer arrives, whatever its status; at once if it is there."""
-        self._then = callback
-        if self.completion is not None:
-            callback(self.completion)
-        return self
-
-    @property
-    def cid(self) -> int:
-        """The command's number."""
-        return int(getattr(self._entry, "cid", 0))
-
-    def resolve(self, completion: e.Completion) -> None:
-        """Delivers the answer; called by the actor runtime."""
-        self.completion = completion
-        if self._event is not None:
-            self._event.set()
-        if self._then is not None:
-            self._then(completion)
-
-    async def _wait(self) -> e.Completion:
-        if self.completion is None:
-            if isinstance(self._entry, e.Submit):
-                self._entry.wait = True  # the wait-for graph should know, if the entry has not left yet
-            if self._event is None:
-                self._event = trio.Event()
-            await self._event.wait()
-        completion = self.completion
-        assert completion is not None
-        if completion.status:
-            text = completion.payload.decode(errors="replace") or errno_name(completion.status)
-            raise RequestError(f"{self._what}: {text}", errno=completion.status)
-        return completion
-
-    def __await__(self) -> Generator[Any, Any, e.Completion]:
-        return self._wait().__await__()
-
-
 class Context:
     """One instance's handle on its kernel."""
 
     __slots__ = (
-        "_cid", "_clock", "_depth", "_inbox", "_inbox_event", "_kick", "_map", "_now_ns", "_on_output", "_pending",
-        "_raw", "_replies", "_reply", "_timers", "_up", "device", "dropped_log_lines", "instance", "name",
-        "random_streams",
+        "_cid", "_clock", "_depth", "_inbox", "_inbox_event", "_kick", "_map", "_now_ns",
+        "_on_output", "_pending", "_raw", "_replies", "_reply", "_tasks", "_timers", "_up", "device",
+        "dropped_log_lines", "instance", "name", "random_streams",
     )  # fmt: skip
 
     def __init__(self, name: str, instance: int, seed: int, depth: int, now_ns: int) -> None:
@@ -108,6 +60,7 @@ class Context:
         self._kick: Callable[[], bool] | None = None
         self._inbox: list[e.Request] = []
         self._inbox_event: trio.Event | None = None
+        self._tasks = Tasks()
 
     @property
     def now_ns(self) -> int:
@@ -200,7 +153,7 @@ class Context:
         self._cid += 1
         entry = make(self._cid)
         self.stage(entry)
-        reply = self._pending[self._cid] = Reply(f"{self.name}: {type(entry).__name__}", entry)
+        reply = self._pending[self._cid] = Reply(f"{self.name}: {type(entry).__name__}", entry, self._tasks)
         return reply
 
     def write_raw(self, frame: bytes, count: int = 1, *, up: bool = False) -> None:
@@ -346,7 +299,7 @@ class Context:
 
     def acquire(self, cap: int, *, exclusive: bool = True, lease_ns: int = 0) -> Reply:
         """Takes a lock; answered when granted, ``result`` is the fencing token.  0: the default lease."""
-        return self.command(lambda cid: e.Acquire(cid, cap, exclusive, lease_ns))
+        return self.command(lambda cid: e.Acquire(cid, cap, exclusive, lease_ns, self._tasks.calling()))
 
     def release(self, cap: int, token: int) -> Reply:
         """Gives a lock back; ESTALE if the lease had run out."""
@@ -389,7 +342,10 @@ class Context:
         return self.command(lambda cid: e.TreeWrite(cid, path, value))
 
     def set_attribute(self, name: str, value: object, *, writable: bool = False) -> None:
-        """Publishes ``/sys/module/NAME/attributes/name``; a write to it arrives as an event ``store``."""
+        """Publishes ``/sys/module/NAME/attributes/name``; a write to it arrives as an event ``store``.
+
+        ``DEVICE/name`` stands in the directory of a device of this instance's.
+        """
         self._say_last(e.SetAttribute(name, str(value), writable))
 
     def add_device(self, name: str, **properties: str) -> Reply:
@@ -460,13 +416,43 @@ class Context:
         """
         return self.command(lambda cid: e.RecommendBuild(cid, module, dict(constants), why))
 
+    def inject(self, site: str, code: bytes, *, weights: bytes = b"", why: str = "") -> Reply:
+        """Bytecode as a site's policy in the kernel: verified, run in the shadow of its decisions, then swapped in.
+
+        Answered at the end of that: status 0 if it decides from now on.  The manifest asks for ``bpf:site/NAME``.
+        EINVAL: the verifier's reason; ENODEV: that site takes none; EBUSY, EAGAIN (too soon, emergency), ECANCELED
+        (the model disagreed, or a fault).  Decisions come as events ``shadow``: answer with :meth:`judge`.
+        """
+        return self.command(lambda cid: e.InjectPolicy(cid, site, code, weights, why))
+
+    def load_program(self, at: str, code: bytes, *, arrays: Sequence[tuple[int, int]] = ()) -> Reply:
+        """Attaches a program to ``queue/DEVICE`` or ``agent/INSTANCE``, as long as this instance lives.
+
+        The answer's ``result`` is its number.  The manifest asks for ``bpf:queue/DEVICE`` or ``bpf:agent/INSTANCE``.
+        """
+        return self.command(lambda cid: e.LoadProgram(cid, at, code, tuple(arrays)))
+
+    def judge(self, injection: int, first: int, verdicts: Sequence[int]) -> Reply:
+        """What the model would have decided, from the decision number ``first`` on."""
+        data = b"".join(int(each).to_bytes(8, "little", signed=True) for each in verdicts)
+        return self.command(lambda cid: e.JudgePolicy(cid, injection, first, data))
+
+    def update_weights(self, injection: int, weights: bytes) -> Reply:
+        """Other weights of an injected policy, without a new program; the answer's ``result`` is their generation."""
+        return self.command(lambda cid: e.UpdatePolicy(cid, injection, weights))
+
     # --- decisions of its own ---
 
     def offer_site(
-        self, site: str, *, units: int = 1, schema: Sequence[tuple[str, str]] = (), rows_max: int = 1, **modes: int
-    ) -> Reply:
+        self, site: str, *, units: int = 1, schema: Sequence[tuple[str, str]] = (), rows_max: int = 1,
+        start: bool = True, on_demand: bool = False, **modes: int,
+    ) -> Reply:  # fmt: skip
         """Opens a decision site of this driver's for agents to advise: ``DEVICE.NAME``, of model ``DEVICE-NAME``."""
-        return self.command(lambda cid: e.OfferSite(cid, site, units, tuple(schema), rows_max, modes))
+        return self.command(lambda cid: e.OfferSite(cid, site, units, tuple(schema), rows_max, modes, start, on_demand))
+
+    def fill_dataset(self, site: str, rows: bytes = b"", *, failed: str = "") -> Reply:
+        """Answers an event ``prepare``: the rows of a site offered with ``on_demand``, or why there are none."""
+        return self.command(lambda cid: e.FillDataset(cid, site, rows, failed))
 
     def end_epoch(
         self, site: str, *, default_kpi: int = 0, hinted_kpi: int = 0, weight: int = 0, hinted_weight: int = 0,

@@ -53,6 +53,8 @@ CAP_DEPTH_MAX: Final = 32
 """Derivation chain: bounds the work of a revocation."""
 
 LOCK_WAITERS_MAX: Final = 1024
+TASKS_MAX: Final = 16
+"""A waiting task and its ancestors, as they are told; one that has more counts as the whole extension."""
 SNAPSHOT_VERSIONS_MAX: Final = 64
 """Old versions that readers may pin before a publish is refused: bounds memory under a slow reader."""
 

@@ -105,7 +105,8 @@ class MLAgent(Extension[P]):
     standing: ClassVar[bool] = True
     """Whether a hint stays in force until its time is over or the next one comes."""
     libraries: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose exact version a checkpoint needs; river is noted by itself when it is in use."""
+    """Distributions whose exact version a checkpoint needs; Python, numpy, uxk, and river when it is in use, are
+    noted by themselves."""
     checkpoint_every: ClassVar[int] = 1
     """Datasets between checkpoints; 0: only when :meth:`save_checkpoint` is called."""
     checkpoint_max_bytes: ClassVar[int] = 256 << 10
@@ -198,7 +199,7 @@ class MLAgent(Extension[P]):
         if not isinstance(data, bytes):
             raise TypeError(f"{ctx.name}: checkpoint() returned {type(data).__name__}, expected bytes")
         blob = pack(
-            data, module=manifest.name, state_version=manifest.state_version, libraries=_versions(self._libraries())
+            data, module=manifest.name, state_version=manifest.state_version, libraries=versions_of(self._libraries())
         )  # fmt: skip
         if len(blob) > self._slots.room:
             if not self._too_long:
@@ -239,7 +240,7 @@ class MLAgent(Extension[P]):
             ctx.log("the checkpoint ended the instance before this one: starting cold", level=4)
             slots.clear()
             return
-        manifest, versions = self.manifest, _versions((*libraries_of(blob), *self._libraries()))
+        manifest, versions = self.manifest, versions_of((*libraries_of(blob), *self._libraries()))
         try:
             data = unpack(blob, module=manifest.name, state_version=manifest.state_version, libraries=versions)
         except UsageError as exc:
@@ -252,7 +253,7 @@ class MLAgent(Extension[P]):
         ctx.log(f"restored a checkpoint of {len(data)} bytes")
 
     def _libraries(self) -> tuple[str, ...]:
-        return (*self.libraries, "python", *(("river",) if "river" in sys.modules else ()))
+        return (*self.libraries, "python", "numpy", "uxk", *(("river",) if "river" in sys.modules else ()))
 
     def on_event(self, ctx: Context, event: Event) -> None:
         """Decodes what concerns the model and its hints, and calls the hook; other topics are the author's.
@@ -341,7 +342,7 @@ def _complete(cls: type[MLAgent[Any]], manifest: Manifest) -> Manifest:
     )  # fmt: skip
 
 
-def _versions(names: Sequence[str]) -> dict[str, str]:
+def versions_of(names: Sequence[str]) -> dict[str, str]:
     """Versions of distributions, and of Python; those that are not installed are left out."""
     found: dict[str, str] = {}
     for name in names:

@@ -24,7 +24,9 @@ VERB_FILES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("uxk.cli.supervise", ("supervise",)),
     ("uxk.cli.modinfo", ("modinfo", "depmod")),
     ("uxk.cli.dmesg", ("dmesg",)),
+    ("uxk.cli.metrics", ("metrics",)),
     ("uxk.cli.tree", ("cat", "echo", "ls", "tree")),
+    ("uxk.cli.mount", ("mount", "umount")),
     ("uxk.cli.fault", ("fault",)),
     ("uxk.cli.serve", ("serve",)),
     ("uxk.cli.iostat", ("iostat",)),
@@ -35,9 +37,13 @@ VERB_FILES: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("uxk.cli.diff", ("diff",)),
     ("uxk.cli.replay", ("replay",)),
     ("uxk.cli.record", ("record",)),
+    ("uxk.cli.dataset", ("dataset",)),
+    ("uxk.cli.train", ("train",)),
     ("uxk.cli.new", ("new",)),
     ("uxk.cli.check", ("check",)),
     ("uxk.cli.bpf", ("bpf",)),
+    ("uxk.cli.export", ("export",)),
+    ("uxk.cli.compile", ("compile",)),
 )
 """Each file has a function ``register(subparsers)``, which adds its verbs with :func:`uxk.cli.common.add_verb`."""
 

@@ -7,16 +7,19 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from uxk.cli.common import GOOD, Subparsers, add_verb, print_json
+from uxk.cli.log_options import add_log_options, log_file
 from uxk.core.params import parse_integer
 from uxk.limits import ARENA_BYTES_DEFAULT, ARENA_PAGE_BYTES, I64_MAX
 
 if TYPE_CHECKING:
     import trio
+
+    from uxk.kernel.kernel import Kernel
 
 _STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -34,6 +37,11 @@ def register(subparsers: Subparsers) -> None:
         "--arena", type=arena_bytes, default=ARENA_BYTES_DEFAULT, metavar="SIZE",
         help="memory that modules can be granted altogether, for example 4GiB (default: 1GiB)",
     )  # fmt: skip
+    add_log_options(parser)
+    parser.add_argument("--datasets", metavar="DIR", help="keep what models publish in a dataset log")
+    parser.add_argument(
+        "--metrics", metavar="[HOST:]PORT", help="serve metrics for Prometheus over HTTP, on 127.0.0.1 unless told"
+    )
     parser.add_argument("--modprobe-d", metavar="DIR", help="directory of modprobe.d files")
     parser.add_argument("--load", nargs="+", action="extend", default=[], metavar="NAME", help="modules to load")
 
@@ -67,18 +75,26 @@ async def _serve(args: argparse.Namespace, path: str) -> int:
 
     import uxk
     from uxk.bridges.control_server import ControlServer
+    from uxk.bridges.datalog.recorder import DataLogRecorder
+    from uxk.bridges.datalog.settings import DataLogSettings
     from uxk.faults.text import LiveFaults
     from uxk.subsystems.blk.layer import BlockLayer
 
-    with stop_signals() as stop:
+    with stop_signals() as stop, log_file(args) as log, ExitStack() as stack:
         async with uxk.Kernel(
             seed=args.seed, clock=args.clock, arena_bytes=args.arena, modprobe_d=args.modprobe_d
         ) as kernel:
+            if log is not None:
+                log.follow(kernel)
+            if args.datasets is not None:
+                stack.enter_context(DataLogRecorder(kernel, DataLogSettings(dir=args.datasets), scenario="boot"))
             BlockLayer(kernel)
             LiveFaults(kernel)
             server = ControlServer(kernel, path)
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
+                if args.metrics is not None:
+                    await _serve_metrics(nursery, kernel, args)
                 for name in args.load:
                     await kernel.modprobe(name)
                 if args.json:
@@ -88,6 +104,18 @@ async def _serve(args: argparse.Namespace, path: str) -> int:
                 await stop.wait()
                 nursery.cancel_scope.cancel()
     return GOOD
+
+
+async def _serve_metrics(nursery: trio.Nursery, kernel: Kernel, args: argparse.Namespace) -> None:
+    """Prints a line with the address, if it may be any port."""
+    from uxk.bridges.metrics.server import MetricsServer, parse_address
+
+    host, port = parse_address(args.metrics)
+    server = MetricsServer(kernel, port, host)
+    await nursery.start(server.serve)
+    if not args.json:
+        shown = f"[{host}]" if ":" in host else host
+        print(f"uxk: metrics at http://{shown}:{server.port}/metrics", flush=True)
 
 
 @contextmanager

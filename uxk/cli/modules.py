@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from uxk.kernel.module import Module
 
 
-_PARAMS: Final = "parameters of the module, and placement=task or placement=process"
+_PARAMS: Final = "parameters of the module; placement=task or placement=process; cpu_ppm=N at most"
 
 
 def register(subparsers: Subparsers) -> None:
@@ -136,10 +137,16 @@ def modprobe(args: argparse.Namespace) -> int:
     return trial("modprobe", lambda kernel: kernel.modprobe(args.name, instance=args.instance or None, **params))
 
 
+def _for_another(params: dict[str, str]) -> dict[str, str]:
+    """A file's name as a kernel with another current directory finds it."""
+    warm = params.get("warm", "")
+    return {**params, "warm": os.path.abspath(warm)} if os.path.exists(warm) else params
+
+
 async def _load(kernel: ControlClient, name: str, params: dict[str, str], instance: str) -> None:
     """Loads; what is loaded already stays as it is, which whoever gave parameters should know."""
     before = {row.name for row in await kernel.lsmod()} if params else set()
-    loaded = await kernel.modprobe(name, params, instance=instance)
+    loaded = await kernel.modprobe(name, _for_another(params), instance=instance)
     if loaded in before:
         note(f"{clean(loaded)}: already loaded, parameters ignored")
 
@@ -148,7 +155,7 @@ def insmod(args: argparse.Namespace) -> int:
     """Loads a file."""
     params = param_texts(args.params)
     if args.kernel:
-        with_kernel(args, lambda kernel: kernel.insmod(args.file, params, instance=args.instance))
+        with_kernel(args, lambda kernel: kernel.insmod(args.file, _for_another(params), instance=args.instance))
         return GOOD
     return trial("insmod", lambda kernel: kernel.insmod(args.file, instance=args.instance or None, **params))
 

@@ -25,6 +25,7 @@ from uxk.cli.common import (
     only_error,
     print_json,
 )
+from uxk.cli.log_options import add_log_options, log_to
 from uxk.cli.run_lfs import add_options, refuse_options, run_lfs
 from uxk.cli.run_mm import run_mm
 from uxk.errors import ModuleError, UsageError
@@ -51,6 +52,9 @@ def register(subparsers: Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write a run folder: manifest, events, kmsg, summary")
     parser.add_argument("--costs", metavar="FILE", help="costs of turns that an earlier run's manifest.json has")
+    add_log_options(parser)
+    parser.add_argument("--datasets", metavar="DIR", help="keep what models publish in a dataset log")
+    parser.add_argument("--perfetto", metavar="FILE", help="write a trace of the run; with --seeds, {seed} in its name")
     parser.add_argument("-v", "--verbose", action="store_true", help="print kmsg to stderr as it comes")
     add_options(parser)
 
@@ -105,18 +109,27 @@ def _run(args: argparse.Namespace) -> int:
     from uxk.scenario.mm.study import open_lab
     from uxk.scenario.run import run_one, run_seeds
 
-    if (lab := open_lab(args.scenario)) is not None:
-        refuse_options(args)
+    lab = open_lab(args.scenario)
+    found = open_study(args.scenario) if lab is None else None
+    if (lab is not None or found is not None) and (args.log or args.perfetto):
+        raise UsageExit("--log and --perfetto are for scenarios, this is a study")
+    if lab is not None and args.datasets:
+        raise UsageExit(f"--datasets: not for the study {args.scenario}")
+    if lab is not None:
+        refuse_options(args, "the deadlock laboratory, whose policies are in its file")
         return run_mm(args, lab[0], option_values(args.option))
-    if (found := open_study(args.scenario)) is not None:
+    if found is not None:
         return run_lfs(args, *found, option_values(args.option), _printer() if args.verbose else None)
     refuse_options(args)
     scenario, text = open_scenario(args.scenario)
+    if args.seeds is not None:
+        _check_names({"--log": args.log, "--perfetto": args.perfetto})
     progress = _Progress(scenario.until) if sys.stderr.isatty() and not args.verbose else None
     first = scenario.seed if args.seed is None else args.seed
     settings: dict[str, Any] = {
         "options": option_values(args.option), "text": text, "where": args.scenario, "costs": args.costs,
-        "out": args.out, "on_record": _printer() if args.verbose else None, "on_progress": progress,
+        "out": args.out, "log": log_to(args), "trace": args.perfetto, "datasets": args.datasets,
+        "on_record": _printer() if args.verbose else None, "on_progress": progress,
     }  # fmt: skip
     try:
         if args.seeds is None:
@@ -129,6 +142,13 @@ def _run(args: argparse.Namespace) -> int:
             progress.clear()
     _print(results, args.json, args.out)
     return max(result.exit_code for result in results)
+
+
+def _check_names(files: dict[str, str | None]) -> None:
+    """Several runs need several files."""
+    for option, name in files.items():
+        if name is not None and "{seed}" not in name:
+            raise UsageExit(f"{option} {name}: with --seeds, expected {{seed}} in the name")
 
 
 def option_values(words: list[str]) -> dict[str, str]:

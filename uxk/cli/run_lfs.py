@@ -35,15 +35,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--jobs", type=int, metavar="N", help="processes that share the runs (default: 1)")
 
 
-def refuse_options(args: argparse.Namespace) -> None:
-    """Raises UsageExit for an option that only studies take."""
+def refuse_options(args: argparse.Namespace, what: str = "a scenario") -> None:
+    """Raises UsageExit for an option that only studies of policies take; ``what`` is run instead."""
     for name in _OPTIONS:
         if getattr(args, name) is not None:
-            raise UsageExit(f"--{name}: only for studies such as lfs-gc; {args.scenario} is a scenario")
+            raise UsageExit(f"--{name}: only for studies such as lfs-gc; {args.scenario} is {what}")
 
 
 def run_lfs(args: argparse.Namespace, study: Study, text: str, options: dict[str, str], on_record: Any) -> int:
     """Runs a study and prints what came of it; returns the exit code."""
+    from msgspec.structs import replace
+
+    from uxk.bridges.datalog.settings import DataLogSettings
     from uxk.scenario.lfs.compare import run_study
     from uxk.scenario.lfs.folder import check_folder, write_study
     from uxk.scenario.lfs.report import add_report
@@ -56,6 +59,8 @@ def run_lfs(args: argparse.Namespace, study: Study, text: str, options: dict[str
     if args.trace is not None and args.workload is not None:
         raise UsageExit(f"--trace {args.trace} and --workload {args.workload}: expected one of them")
     study = with_study_options(_with_arguments(study, args), options)
+    if args.datasets is not None:
+        study = replace(study, datalog=replace(study.datalog or DataLogSettings(), dir=args.datasets))
     if args.out is not None:
         check_folder(args.out)
     progress = _Progress() if sys.stderr.isatty() and not args.verbose else None

@@ -7,7 +7,7 @@ ones; the protocol is a proposal: portions are read in order and without gaps, a
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -63,10 +63,14 @@ class Portion(NamedTuple):
 class Extraction:
     """State of one dataset.  ``size`` bytes are in it; portions are counted from its first byte."""
 
-    __slots__ = ("extracted", "name", "size", "state")
+    __slots__ = ("extracted", "name", "on_step", "size", "state")
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, on_step: Callable[[DatasetState, DatasetState], object] = lambda before, after: None
+    ) -> None:
         self.name = name
+        self.on_step = on_step
+        """Hears of every change of the state, and of every new generation."""
         self.state = DatasetState.ALLOCATED
         self.size = 0
         self.extracted = 0
@@ -78,7 +82,9 @@ class Extraction:
         if after is None:
             legal = ", ".join(each.value for each in TABLE[self.state]) or "nothing"
             raise UsageError(f"dataset {self.name}: {step.value} in state {self.state.name}; legal here: {legal}")
-        self.state = after
+        before, self.state = self.state, after
+        if after is not before or step is Step.PREPARE:
+            self.on_step(before, after)
         return after
 
     def prepared(self, size: int) -> None:

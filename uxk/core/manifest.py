@@ -25,7 +25,7 @@ LIST_MAX: Final = 256
 """Entries of one list of a manifest (depends, aliases, rules, capabilities, ioctls, parameters)."""
 RESTARTS_MAX: Final = 1024
 """Largest ``max_restarts``: each is a remembered time."""
-RESERVED_PARAMS: Final = ("instance", "placement")
+RESERVED_PARAMS: Final = ("cpu_ppm", "instance", "placement")
 """Keywords of ``modprobe`` itself."""
 
 RIGHTS: Final = ("read", "write", "submit", "ioctl", "poll", "lock", "grant")
@@ -34,6 +34,7 @@ DEFAULT_RIGHTS: Final = {
     "kmsg": ("read",), "sysctl": ("read",), "sysfs": ("read",), "device": ("submit",),
     "chardev": ("read",), "lock": ("lock",), "snapshot": ("read",),
     "module": ("read",), "class": ("read",), "model": ("read",), "site": ("submit",),
+    "bpf": ("write", "submit"),
 }  # fmt: skip
 """Known kinds, and the rights of a request that names none: the least that is of use."""
 
@@ -137,6 +138,8 @@ def _texts(manifest: Manifest) -> Iterator[str]:
     problem = name_problem(manifest.driver_class)
     if problem:
         yield f"driver_class: {problem}"
+    if manifest.host and (problem := name_problem(manifest.host)):
+        yield f"host: {problem}"
     version = manifest.version
     if len(version) > limits.NAME_MAX_BYTES or _VERSION.fullmatch(version) is None:
         most = limits.NAME_MAX_BYTES

@@ -20,6 +20,7 @@ from uxk.core.ratelimit import RateLimit, TokenBucket
 from uxk.core.restart import Restarter
 from uxk.core.waitfor import Node
 from uxk.errors import errno_name
+from uxk.kernel.aside import Aside
 from uxk.kernel.machine import Machine
 from uxk.kernel.pace import Pace
 from uxk.kernel.ports import OnCompletions, Port
@@ -34,19 +35,20 @@ from uxk.uapi.manifest import Params
 if TYPE_CHECKING:
     from uxk.kernel.devices import Device
     from uxk.kernel.host import Host
-    from uxk.kernel.upgrade import Upgrade
+    from uxk.kernel.transaction import Upgrade
 
 
 class KernelAgent:
     """One loaded instance as the kernel sees it."""
 
     __slots__ = (
-        "_bell", "_held_event", "_last_port", "_life_timer", "_pace", "_ports", "_wake_event", "account", "attributes",
-        "chardevs", "commands", "complaint_limit", "deps", "device_name", "devices", "extension_class", "handed",
-        "held_back", "hint_bucket", "host", "id", "incarnation", "kept_regions", "kmsg_cancel", "log_limit", "machine",
-        "manifest", "memory_bytes", "name", "node", "on_crash", "on_exit", "on_failed", "on_live", "on_pong",
-        "on_ready", "on_up", "params", "pings_unanswered", "placement", "queue_cap", "queues", "ready", "regions",
-        "requests", "restarter", "state", "upgrade", "users",
+        "_bell", "_held_event", "_last_port", "_life_timer", "_pace", "_ports", "_wake_event", "account", "aside",
+        "attributes", "chardevs", "commands", "complaint_limit", "cpu_ceiling_ppm", "deps", "device_name", "devices",
+        "extension_class", "handed", "held_back", "hint_bucket", "host", "id", "incarnation", "kept_regions",
+        "kmsg_cancel", "lives", "log_limit", "machine", "manifest", "memory_bytes", "name", "node", "on_crash",
+        "on_exit", "on_failed", "on_live", "on_pong", "on_ready", "on_up", "params", "pings_unanswered", "placement",
+        "pulse", "queue_cap", "queues", "ready", "regions", "requests", "restarter", "state", "unheard", "upgrade",
+        "users",
     )  # fmt: skip
 
     def __init__(
@@ -70,14 +72,21 @@ class KernelAgent:
         self.queues.on_bad = self._refuse
         self._bell = self.queues.sq
         self.account = self.queues.account
-        self.requests = RequestTable(machine, self.account, manifest, self.queues.staged, self.wake, self.complain)
+        self.requests: RequestTable = (machine.request_table or RequestTable)(
+            machine, self.account, manifest, self.queues.staged, self.wake, self.complain
+        )
         self.commands: set[int] = set()
         """Command ids of the extension's that wait for an answer."""
-        self._pace = Pace(machine, self.account, manifest)
+        self.cpu_ceiling_ppm = limits.PPM  # who loads it may allow less than its manifest says
+        self._pace = Pace(machine, self.account, manifest, self.cpu_ppm)
         self._ports: dict[int, Port] = {}
         self._last_port = 0
         self.host: Host | None = None
-        self.incarnation = self.queue_cap = 0
+        self.incarnation = self.queue_cap = self.pulse = 0
+        self.lives = 0
+        """The number of the last incarnation."""
+        self.aside: Aside | None = None
+        """The incarnation before, while another build is started beside it."""
         self.ready = False
         self.deps: tuple[str, ...] = ()
         self.devices: dict[str, Device] = {}
@@ -94,17 +103,21 @@ class KernelAgent:
         self.pings_unanswered = 0
         self.held_back = False
         """Whether it waits for its turn because it is busy or has used up its share."""
+        self.unheard = False  # whether what its process says is not read for now, its share being used up
         self._wake_event: tuple[int, EventId] | None = None
         self._life_timer: EventId | None = None
         self._held_event: EventId | None = None
+        self.upgrade: Upgrade | None = None
+        self.handed: State | None = None  # for the next incarnation, in an upgrade
+        self._hear_nobody()
+
+    def _hear_nobody(self) -> None:
         self.on_up: Callable[[KernelAgent, Sequence[Up]], None] = _nothing
         self.on_crash: Callable[[KernelAgent, Crash], None] = _nothing
         self.on_ready: Callable[[], None] = _nothing
         self.on_exit: Callable[[], None] = _nothing
         self.on_live: Callable[[], object] = _nothing
         self.on_failed: Callable[[Crash], object] = _nothing
-        self.upgrade: Upgrade | None = None
-        self.handed: State | None = None  # for the next incarnation, in an upgrade
         self.users: Callable[[], list[str]] = list
         self.on_pong: Callable[[int], None] = _nothing
 
@@ -118,12 +131,22 @@ class KernelAgent:
         self.memory_bytes = memory_bytes(manifest, params)
         self.requests.follow(manifest)
         if manifest is not before:
-            self._pace = Pace(self.machine, self.account, manifest)
+            self._pace = Pace(self.machine, self.account, manifest, self.cpu_ppm)
         if manifest.restart != before.restart:
             self.restarter = Restarter(manifest.restart)
         if manifest.budget != before.budget:
             self.log_limit = RateLimit(manifest.budget.log_burst, limits.LOG_INTERVAL_NS_DEFAULT)
             self.hint_bucket = TokenBucket(manifest.budget.hints_per_s, manifest.budget.hints_per_s)
+
+    @property
+    def cpu_ppm(self) -> int:
+        """Its share of one processor."""
+        return min(self.manifest.budget.cpu_ppm, self.cpu_ceiling_ppm)
+
+    def limit_cpu(self, ppm: int) -> None:
+        """Lowers its share, and that of every later build of its module.  Before it is started."""
+        self.cpu_ceiling_ppm = ppm
+        self._pace = Pace(self.machine, self.account, self.manifest, self.cpu_ppm)
 
     # --- ports ---
 
@@ -167,8 +190,9 @@ class KernelAgent:
         return len(entries)
 
     def event(self, topic: str, name: str = "", value: bytes = b"", cap: int = 0) -> bool:
-        """Sends one event; as :meth:`send`."""
-        return self.send(Event(topic, name, value, cap))
+        """Sends one event; as :meth:`send`.  A program may have it end here."""
+        hook = self.machine.event_hooks.get(self.id)
+        return (hook is not None and hook(topic, value)) or self.send(Event(topic, name, value, cap))
 
     def answer(self, cid: int, status: int = 0, result: int = 0, payload: bytes = b"") -> None:
         """Answers a command of the extension's."""
@@ -255,18 +279,24 @@ class KernelAgent:
                 machine.dirty.pop(self.id, None)
         self._take(output, spent_ns, charged_before_ns)
         if pace.measured:
-            pace.spent_ns += cpu_ns() - began_ns
+            pace.book(cpu_ns() - began_ns)
 
     def collect(self) -> None:
         """Takes what the extension's Trio task staged outside turns."""
         host, pace = self.host, self._pace
         if host is not None:
-            began_ns = cpu_ns() if pace.measured else 0
+            real = self.machine.clock == "real"
+            began_ns = cpu_ns() if real else 0
             self._take(host.collect(), 0, self.account.charged_ns if pace.charged else 0)
-            if pace.measured:
-                pace.spent_ns += cpu_ns() - began_ns
+            if real:
+                self.book(cpu_ns() - began_ns)
             if host is self.host and host.ended:
                 self.on_exit()
+
+    def book(self, spent_ns: int) -> None:
+        """The kernel has worked for it so long, outside its turns: that counts as its own time, and as its share."""
+        self.account.cpu_ns += spent_ns
+        self._pace.book(spent_ns)
 
     def last_words(self, reason: str) -> None:
         """Lets a healthy extension say goodbye, and hears it."""
@@ -277,14 +307,24 @@ class KernelAgent:
             self.account.cpu_ns += cpu_ns() - began_ns
             self._take(output, 0, None)
 
-    def _must_wait(self) -> bool:
+    @property
+    def limited(self) -> bool:
+        """Whether it has less than a whole processor as its share."""
+        return self._pace.limited
+
+    def not_before_ns(self) -> int | None:
+        """When the kernel may work for it again, if not now; one that has used up its share is complained of."""
         throttled_before = self.account.throttled
         not_before_ns = self._pace.not_before_ns()
+        if self.account.throttled != throttled_before:
+            share_ppm = self.cpu_ppm
+            self.complain(f"its {share_ppm} ppm of the processor are used up until {not_before_ns} ns", errno.EDQUOT)
+        return not_before_ns
+
+    def _must_wait(self) -> bool:
+        not_before_ns = self.not_before_ns()
         if not_before_ns is None:
             return False
-        if self.account.throttled != throttled_before:
-            share_ppm = self.manifest.budget.cpu_ppm
-            self.complain(f"its {share_ppm} ppm of the processor are used up until {not_before_ns} ns", errno.EDQUOT)
         self._bell.need_wakeup = False
         self.held_back = True
         self._held_event = self.machine.heap.call_at(not_before_ns, self._requeue)
@@ -331,6 +371,8 @@ class KernelAgent:
         incarnation, replies, pongs, ups = item
         if incarnation == self.incarnation:
             self._act(replies, pongs, ups)
+        elif self.aside is not None and incarnation == self.aside.incarnation:
+            self.aside.late.append(item)
 
     def _act(self, replies: list[Completion], pongs: list[Pong], ups: list[Up]) -> None:
         incarnation = self.incarnation
@@ -389,18 +431,49 @@ class KernelAgent:
         host, self.host = self.host, None
         if host is not None:
             host.abandon()
+        self._end()
+
+    def set_aside(self) -> Aside:
+        """Puts the present incarnation aside as it is, for another one to be started; what it waits for is cut off."""
+        for cid in sorted(self.commands):
+            self.answer(cid, errno.ECANCELED)
+        queues, policies = self.queues, (self._pace, self.restarter, self.log_limit, self.hint_bucket)
+        self.aside = Aside(
+            host=self.host, incarnation=self.incarnation, queue_cap=self.queue_cap, staged=[*queues.staged],
+            staged_answers=[*queues.staged_answers], policies=policies,
+        )  # fmt: skip
+        self.host = None
+        queues.staged.clear()
+        self._pace = Pace(self.machine, self.account, self.manifest, self.cpu_ppm)
+        self._end()
+        return self.aside
+
+    def put_back(self, aside: Aside) -> None:
+        """The incarnation that was put aside goes on; the one after it is over."""
+        self.aside, self.host, self.incarnation = None, aside.host, aside.incarnation
+        self.queue_cap, self.ready = aside.queue_cap, True
+        self._pace, self.restarter, self.log_limit, self.hint_bucket = aside.policies
+        self.queues.staged += aside.staged
+        self.queues.staged_answers += aside.staged_answers
+        for item in aside.late:
+            self._act_later(item)
+        self.machine.mark_dirty(self)
+        self.wake()
+
+    def _end(self) -> None:
         if self._wake_event is not None:
             self.machine.heap.cancel(self._wake_event[1])
             self._wake_event = None
         if self._held_event is not None:  # nobody waits for its next share any more
             self.machine.heap.cancel(self._held_event)
             self._held_event = None
-        self.held_back = False
+        self.held_back = self.unheard = False
         self.queues.staged_answers.clear()
         self.machine.outstanding -= len(self.commands)
         self.commands.clear()
         self.ready = False
-        self.incarnation += 1
+        self.lives += 1
+        self.incarnation = self.lives
         self._pace.reset()
         self._bell.need_wakeup = True
         self.clear_life_timer()

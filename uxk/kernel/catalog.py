@@ -42,8 +42,10 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 class Catalog:
     """Finds extension classes by name and knows how they depend on each other."""
 
-    def __init__(self, config: ModprobeConfig) -> None:
+    def __init__(self, config: ModprobeConfig, folder: str | Path | None = None) -> None:
         self.config = config
+        self.folder = None if folder is None else Path(folder)
+        """Where the modprobe.d files are, and perhaps other versions of modules."""
         self._added: dict[str, ExtensionClass] = {}
         self.broken: dict[str, str] = {}
         """Modules that cannot be used, and why: they must not keep others from being found."""
@@ -66,10 +68,6 @@ class Catalog:
             if path.suffix not in FILE_SUFFIXES and canonical(path.name) in self.names():
                 raise NoSuchModule(f"{exc} (a module? use modprobe)") from None
             raise
-
-    def import_file(self, path: str | Path) -> ExtensionClass:
-        """The extension in a single Python file, imported beside what was imported before; raises as add_file."""
-        return _import_file(Path(path), beside=True)
 
     def find(self, name: str) -> ExtensionClass | None:
         """The class of the module really called ``name`` (aliases do not count), or None.
@@ -181,24 +179,34 @@ def description(cls: ExtensionClass) -> str:
     return cls.manifest.description or (cls.__doc__ or "").strip().partition("\n")[0]
 
 
-def _import_file(path: Path, *, beside: bool = False) -> ExtensionClass:
+def import_beside(path: Path, name: str = "") -> ExtensionClass:
+    """The extension in a Python file, a package's folder or a TOML file, imported beside what was imported before.
+
+    Of several extensions the one called ``name``; raises as :meth:`Catalog.add_file`.
+    """
+    return _import_file(path, beside=True, wanted=name)
+
+
+def _import_file(path: Path, *, beside: bool = False, wanted: str = "") -> ExtensionClass:
     """``beside`` keeps files of the same name that were imported before importable, for processes of their own."""
+    source = path / "__init__.py" if beside and path.is_dir() else path
     try:
-        found = path.is_file()
+        found = source.is_file()
     except OSError as exc:  # in a folder that may not be searched
         raise ModuleError(f"{str(path)!r}: {exc.strerror}", errno=exc.errno) from exc
     if not found:
-        raise NoSuchModule(f"no file {str(path)!r}")
+        raise NoSuchModule(f"no file {str(source)!r}")
     if path.suffix == foreign.SUFFIX:
         return foreign.read_file(path)
-    if path.suffix != ".py":
+    if source.suffix != ".py":
         raise ModuleError(f"{str(path)!r}: expected a .py file, or a .toml file of a program in another language")
     name = stem = f"uxk_insmod_{canonical(path.stem)}"
     for number in itertools.count(2) if beside else ():
         if name not in sys.modules:
             break
         name = f"{stem}_{number}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    within = None if source is path else [str(path)]
+    spec = importlib.util.spec_from_file_location(name, source, submodule_search_locations=within)
     if spec is None or spec.loader is None:
         raise ModuleError(f"{str(path)!r} cannot be imported")
     module = importlib.util.module_from_spec(spec)
@@ -206,9 +214,10 @@ def _import_file(path: Path, *, beside: bool = False) -> ExtensionClass:
     sys.modules[name] = module  # msgspec resolves annotations through it
     try:
         spec.loader.exec_module(module)
-        return _only_extension(module, str(path))
+        return _only_extension(module, str(path), wanted)
     except BaseException as exc:
-        del sys.modules[name]
+        for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+            del sys.modules[each]
         if before is not None:
             sys.modules[name] = before
         if isinstance(exc, (Exception, SystemExit)) and not isinstance(exc, ModuleError):
@@ -250,12 +259,16 @@ def _resolved(graph: ModuleGraph, name: str) -> str:
         raise
 
 
-def _only_extension(module: types.ModuleType, where: str) -> ExtensionClass:
+def _only_extension(module: types.ModuleType, where: str, wanted: str) -> ExtensionClass:
+    """The one extension with a manifest; in a package, of all its modules that it has imported."""
+    inside = [each for name, each in sys.modules.items() if name.startswith(f"{module.__name__}.")]
     found = list(dict.fromkeys(
-        value for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Extension) and value.__module__ == module.__name__
+        value for each in (module, *inside) for value in vars(each).values()
+        if isinstance(value, type) and issubclass(value, Extension) and value.__module__ == each.__name__
         and "manifest" in vars(value)
     ))  # fmt: skip
+    if len(found) > 1 and wanted:
+        found = [cls for cls in found if canonical(str(getattr(cls.manifest, "name", ""))) == wanted] or found
     if len(found) != 1:
         names = ", ".join(cls.__name__ for cls in found) or "none"
         raise ModuleError(f"{where!r}: expected exactly one Extension with a manifest, found {names}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -21,22 +21,34 @@ from uxk.uapi.manifest import Ioctl
 
 if TYPE_CHECKING:
     from uxk.kernel.agent import KernelAgent
+    from uxk.kernel.aside import Aside
     from uxk.kernel.callport import CallPort
 
+BUILTIN: Final = ("kmsg", "ml_lib")
+"""The kernel's own char devices: no driver may have these names."""
 POLLIN = 1
 POLLOUT = 4
 Wait: TypeAlias = Callable[["Chardev", int], Awaitable[int]]
 """Waits until a device reports one of some poll bits."""
 
 
+OnUse: TypeAlias = Callable[["KernelAgent", int, int, int], object]
+"""Told of every request to a driver's char device: driver, opcode, bytes moved, errno."""
+
+
+def _unused(agent: KernelAgent, opcode: int, size_bytes: int, error: int) -> None:
+    """Nobody wants to know."""
+
+
 class Chardev:
     """A registered char device."""
 
-    __slots__ = ("_waiters", "_watched", "agent", "files", "mask", "name")
+    __slots__ = ("_waiters", "_watched", "agent", "files", "mask", "name", "on_use")
 
-    def __init__(self, name: str, agent: KernelAgent) -> None:
+    def __init__(self, name: str, agent: KernelAgent, on_use: OnUse) -> None:
         self.name = name
         self.agent = agent
+        self.on_use = on_use
         self.mask = POLLOUT
         self.files: dict[int, File] = {}
         self._waiters: dict[int, Callable[[], None]] = {}
@@ -161,7 +173,15 @@ class File:
 
     async def _do(self, request: e.Request) -> e.Completion:
         self._check_open()
-        return await self._port.checked(request)
+        device = self._device
+        try:
+            completion = await self._port.checked(request)
+        except UxkError as exc:
+            device.on_use(device.agent, request.opcode, 0, exc.errno)
+            raise
+        moved_bytes = len(completion.payload) or max(0, min(completion.result or len(request.payload), request.length))
+        device.on_use(device.agent, request.opcode, moved_bytes, 0)
+        return completion
 
 
 class ChardevTable:
@@ -170,19 +190,21 @@ class ChardevTable:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.devices: dict[str, Chardev] = {}
+        self.on_use: OnUse = _unused
+        """Hears what was done with char devices that are added from now on."""
 
     def add(self, agent: KernelAgent, entry: e.AddChardev) -> tuple[int, bytes]:
         """Service of AddChardev: EEXIST for another's name, ENOSPC over the limit."""
         problem = name_problem(entry.name)
-        if problem or entry.name == "kmsg":
-            raise UsageError(f"char device: {problem or 'kmsg is the kernel'}")
+        if problem or entry.name in BUILTIN:
+            raise UsageError(f"char device: {problem or f'{entry.name} is the kernel'}")
         known = self.devices.get(entry.name)
         if known is None:
             if len(agent.chardevs) >= limits.DEVICES_PER_INSTANCE_MAX:
                 raise UsageError(
                     f"{agent.name}: {limits.DEVICES_PER_INSTANCE_MAX} char devices at most", errno=errno.ENOSPC
                 )
-            self.devices[entry.name] = agent.chardevs[entry.name] = Chardev(entry.name, agent)
+            self.devices[entry.name] = agent.chardevs[entry.name] = Chardev(entry.name, agent, self.on_use)
             self._machine.log("info", agent.name, f"char device /dev/{entry.name}")
         elif known.agent is not agent:
             raise UsageError(f"/dev/{entry.name} belongs to {known.agent.name}", errno=errno.EEXIST)
@@ -220,8 +242,24 @@ class ChardevTable:
 
     def remove_all(self, agent: KernelAgent) -> None:
         """The driver is gone for good: its files are closed, its nodes removed."""
-        for name, device in list(agent.chardevs.items()):
-            for file in list(device.files.values()):
-                file.forget()
-            device.set_mask(0)
-            del self.devices[name], agent.chardevs[name]
+        for name in list(agent.chardevs):
+            self._remove(agent, name)
+
+    def _remove(self, agent: KernelAgent, name: str) -> None:
+        device = agent.chardevs[name]
+        for file in list(device.files.values()):
+            file.forget()
+        device.set_mask(0)
+        del self.devices[name], agent.chardevs[name]
+
+    def set_aside(self, agent: KernelAgent, aside: Aside) -> None:
+        """Nodes and open files are handed over; what they report is the new build's to say."""
+        aside.masks = {name: device.mask for name, device in agent.chardevs.items()}
+        self.quiesce(agent)
+
+    def put_back(self, agent: KernelAgent, aside: Aside) -> None:
+        """The old build goes on: what the new one has added goes."""
+        for name in [name for name in agent.chardevs if name not in aside.masks]:
+            self._remove(agent, name)
+        for name, mask in aside.masks.items():
+            agent.chardevs[name].set_mask(mask)

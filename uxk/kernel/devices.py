@@ -22,6 +22,7 @@ from uxk.uapi.rights import Rights
 
 if TYPE_CHECKING:
     from uxk.kernel.agent import KernelAgent
+    from uxk.kernel.aside import Aside
 
 
 Change: TypeAlias = Literal["add", "change", "remove"]
@@ -200,6 +201,31 @@ class DeviceRegistry:
         """Forgets an instance that is gone."""
         for device in self.devices.values():
             device.bound.pop(agent.name, None)
+
+    def set_aside(self, agent: KernelAgent, aside: Aside) -> None:
+        """Its devices are handed over; the new build is attached to others when it is ready."""
+        aside.properties = {name: device.properties for name, device in agent.devices.items()}
+        aside.bound = {
+            device.name: device.bound[agent.name] for device in self.devices.values() if agent.name in device.bound
+        }
+        self.unbind_all(agent)
+
+    def put_back(self, agent: KernelAgent, aside: Aside) -> None:
+        """The old build goes on with its devices as they were, attached to what it was and what has come since."""
+        for device in [device for name, device in agent.devices.items() if name not in aside.properties]:
+            self.remove(device)
+        for name, properties in aside.properties.items():
+            self._change(agent.devices[name], properties)
+        for name in aside.bound:
+            if name not in self.devices:
+                agent.event("device_remove", name)
+        for device in list(self.devices.values()):
+            if device.name in aside.bound and self._machine.caps.peek(
+                agent.id, aside.bound[device.name], "device", Rights.SUBMIT
+            ):
+                device.bound[agent.name] = aside.bound[device.name]
+            else:
+                self._bind(agent, device)
 
     def _bind(self, agent: KernelAgent, device: Device) -> None:
         if device.agent is agent or not agent.ready or agent.host is None:

@@ -180,9 +180,9 @@ class Dispatcher:
         return any(goal.until_idle for goal in self._goals) if self._goals else False
 
     def _collect(self) -> None:
-        """Takes what tasks of extensions have staged, in the order of their numbers."""
+        """Takes what tasks of extensions have staged, in the order of their numbers if it is not drawn."""
         dirty = self._machine.dirty
-        for instance in sorted(dirty):
+        for instance in self._machine.order(sorted(dirty)):
             staged = dirty.pop(instance, None)
             if staged is not None:  # else it was ended by one before it
                 staged.collect()

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uxk.core.mode import ModeConfig
-from uxk.errors import CapabilityError, UsageError
+from uxk.errors import CapabilityError, TreeError, UsageError
 from uxk.kernel.agent import KernelAgent
 from uxk.uapi import entries as e
 from uxk.uapi.ml import SiteState, encode
@@ -40,10 +42,11 @@ class Offered(NamedTuple):
     proxy: MLModelProxy
     site: ProxySite
     rows: ProxyDataset | None
+    entry: e.OfferSite
 
 
 class DriverSites:
-    """Services OfferSite and EndEpoch."""
+    """Services OfferSite, EndEpoch and FillDataset."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -53,7 +56,7 @@ class DriverSites:
 
     def services(self) -> dict[type, Callable[[KernelAgent, Any], tuple[int, bytes]]]:
         """For the dispatch table."""
-        return {e.OfferSite: self._offer, e.EndEpoch: self._epoch}
+        return {e.OfferSite: self._offer, e.EndEpoch: self._epoch, e.FillDataset: self._fill}
 
     def _offer(self, agent: KernelAgent, entry: e.OfferSite) -> tuple[int, bytes]:
         device, dot, what = entry.site.partition(".")
@@ -71,28 +74,43 @@ class DriverSites:
             config = ModeConfig(**dict(entry.modes))
         except TypeError as exc:
             raise UsageError(f"site {entry.site}: modes: {exc}") from None
-        proxy = self._models.create(agent.name, f"{device}-{what}", config=config)
+        proxy = self._models.create(agent.name, f"{device}-{what}", config=config, start=entry.start)
         try:
             site = proxy.site(entry.site, _too_long, units=entry.units)
-            rows = None if dtype is None else proxy.dataset("rows", dtype, entry.rows_max)
+            ask = partial(_ask, agent, entry.site) if entry.on_demand else None
+            rows = None if dtype is None else proxy.dataset("rows", dtype, entry.rows_max, ask=ask)
         except UsageError:
             proxy.close()
             raise
-        self._offered[agent.id, entry.site] = Offered(proxy, site, rows)
+        self._offered[agent.id, entry.site] = Offered(proxy, site, rows, entry)
+        if device in agent.devices:
+            _link(agent.devices[device], what, proxy)
         return proxy.id, b""
+
+    def _find(self, agent: KernelAgent, name: str) -> Offered:
+        found = self._offered.get((agent.id, name))
+        if found is None:
+            raise UsageError(f"{agent.name} has not offered a site {name!r}", errno=errno.ENODEV)
+        return found
+
+    def model_of(self, agent: KernelAgent) -> MLModelProxy | None:
+        """The model behind the first site that an instance has offered."""
+        return next((found.proxy for key, found in self._offered.items() if key[0] == agent.id), None)
+
+    def _fill(self, agent: KernelAgent, entry: e.FillDataset) -> tuple[int, bytes]:
+        """Rows that were asked for, or why there are none."""
+        found = self._find(agent, entry.site)
+        if found.rows is None or not found.entry.on_demand:
+            raise UsageError(f"site {entry.site}: was not offered with rows on demand")
+        return found.rows.fill(_rows(entry.site, entry.rows, found.rows.dtype), entry.failed), b""
 
     def _epoch(self, agent: KernelAgent, entry: e.EndEpoch) -> tuple[int, bytes]:
         """Books the epoch, publishes its rows, and answers with what to follow now."""
         key = (agent.id, entry.site)
-        found = self._offered.get(key)
-        if found is None:
-            raise UsageError(f"{agent.name} has not offered a site {entry.site!r}", errno=errno.ENODEV)
+        found = self._find(agent, entry.site)
         site = found.site
         if found.rows is not None and entry.rows:
-            size_bytes = found.rows.dtype.itemsize
-            if len(entry.rows) % size_bytes:
-                raise UsageError(f"site {entry.site}: {len(entry.rows)} bytes of rows of {size_bytes} bytes")
-            found.rows.append(np.frombuffer(entry.rows, found.rows.dtype))
+            found.rows.append(_rows(entry.site, entry.rows, found.rows.dtype))
             found.rows.publish()
         hint = self._given.pop(key, None)  # an epoch that was refused above goes on, and with it the hint
         if hint is not None and not site.gave(hint):
@@ -115,16 +133,48 @@ class DriverSites:
         """An incarnation is gone: its sites go with it, and the next one offers its own."""
         self._close([key for key in self._offered if key[0] == agent.id])
 
+    def offered(self, agent: KernelAgent) -> list[e.OfferSite]:
+        """How an instance has offered its sites, in order."""
+        return [found.entry for key, found in self._offered.items() if key[0] == agent.id]
+
+    def offer_again(self, agent: KernelAgent, entry: e.OfferSite) -> None:
+        """A build that has come back goes on to decide; what is known of hints begins anew."""
+        self._offer(agent, entry)
+
     def on_device(self, device: Device, change: Change) -> None:
-        """A device that is gone has nothing to decide."""
+        """A device shows its models; one that is gone has nothing to decide."""
+        begin = f"{device.name}."
+        keys = [key for key in self._offered if key[0] == device.agent.id and key[1].startswith(begin)]
         if change == "remove":
-            begin = f"{device.name}."
-            self._close([key for key in self._offered if key[0] == device.agent.id and key[1].startswith(begin)])
+            self._close(keys)
+        elif change == "add":
+            for key in keys:
+                _link(device, key[1].removeprefix(begin), self._offered[key].proxy)
 
     def _close(self, keys: list[tuple[int, str]]) -> None:
         for key in keys:
             self._given.pop(key, None)
             self._offered.pop(key).proxy.close()
+
+
+def _ask(agent: KernelAgent, site: str) -> None:
+    if not agent.event("prepare", site):
+        raise UsageError(f"{agent.name}: its queue is full: nobody hears that rows are wanted", errno=errno.ENOBUFS)
+
+
+def _link(device: Device, name: str, proxy: MLModelProxy) -> None:
+    """Puts a model where kernel-ml-lib has it: in the directory of its device, under the name of its site."""
+    machine = device.agent.machine
+    try:
+        machine.tree.link(f"{device.path}/{name}", proxy.path)
+    except TreeError as exc:  # the device has an attribute of that name
+        machine.log("warning", device.agent.name, f"model {proxy.name}: {exc}")
+
+
+def _rows(site: str, raw: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if len(raw) % dtype.itemsize:
+        raise UsageError(f"site {site}: {len(raw)} bytes of rows of {dtype.itemsize} bytes")
+    return np.frombuffer(raw, dtype)
 
 
 def _too_long(payload: bytes) -> str:

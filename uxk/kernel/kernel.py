@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,12 +24,17 @@ from uxk.errors import NoSuchModule, UpgradeError, UsageError
 from uxk.kernel import views
 from uxk.kernel.actions import Actions
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.bpf.events import EventPoints
+from uxk.kernel.bpf.injection import Injections
+from uxk.kernel.bpf.queue import Queues
+from uxk.kernel.bpf.registry import Bpf
 from uxk.kernel.builds import PROBATION_NS, QUIESCE_NS, WORSE_PPM, Kpi
 from uxk.kernel.callport import CallPort
 from uxk.kernel.catalog import Catalog, ExtensionClass
 from uxk.kernel.chardev import Chardev, ChardevTable, File
 from uxk.kernel.devices import DeviceRegistry
 from uxk.kernel.devkmsg import KmsgFile
+from uxk.kernel.devmllib import MlLibFile
 from uxk.kernel.dispatcher import Dispatcher
 from uxk.kernel.dma import DmaPool
 from uxk.kernel.incarnation import Incarnations
@@ -73,7 +79,7 @@ class Kernel:
         machine.costs_ns.update(costs_ns or {})
         self.machine = machine
         self.agents: dict[str, KernelAgent] = {}
-        self.catalog = Catalog(load_dir(modprobe_d) if modprobe_d else ModprobeConfig())
+        self.catalog = Catalog(load_dir(modprobe_d) if modprobe_d else ModprobeConfig(), modprobe_d or None)
         self.dispatcher = Dispatcher(machine)
         self.devices = DeviceRegistry(machine, self.agents)
         self.chardevs = ChardevTable(machine)
@@ -85,11 +91,17 @@ class Kernel:
         services.extend(memory.services())
         self.models = Models(machine)
         self.devices.on_change.append(self.models.driver_sites.on_device)
+        self.chardevs.on_use = self.models.device_used
         self.create_model = self.models.create
         """Makes an ML model proxy for a subsystem: see :meth:`uxk.kernel.models.Models.create`."""
         services.extend(self.models.services())
         self._actions = Actions(machine)
         services.extend(self._actions.services())
+        self._bpf = Bpf(machine, self.models)
+        self._policies = Injections(self._bpf)
+        self._queues = Queues(self._bpf, self.devices)
+        EventPoints(self._bpf, self.agents)
+        services.extend({**self._bpf.services(), **self._policies.services()})
         services.extend({
             e.SetAttribute: publisher.set_attribute, e.FollowKmsg: publisher.follow_kmsg,
             e.AddChardev: self.chardevs.add, e.SetPoll: self.chardevs.set_poll,
@@ -185,25 +197,27 @@ class Kernel:
     # --- modules ---
 
     async def modprobe(
-        self, name: str, /, *, instance: str | None = None, placement: str | None = None, **params: object
+        self, name: str, /, *, instance: str | None = None, placement: str | None = None,
+        cpu_ppm: int | str | None = None, **params: object,
     ) -> Module:  # fmt: skip
         """Loads a module by name or alias, after what it depends on; options of modprobe.d apply.
 
-        ``instance`` names a further instance of it, ``placement`` says where it runs if not where its manifest says.
+        ``instance`` names a further instance of it, ``placement`` says where it runs if not where its manifest says;
+        ``cpu_ppm`` is the share of the kernel's processor that it gets at most, however much its manifest asks for.
         A module that is loaded already is returned as it is.
         Raises NoSuchModule, ParamError, ManifestError, DependencyError, BudgetError, ProbeError or
         ReadyTimeout; then nothing of it is left.
         """
-        params = params if placement is None else {**params, "placement": placement}
+        params = _with_options(params, placement, cpu_ppm)
         return self._handle(await self._loader.modprobe(name, params, instance=instance))
 
     async def insmod(
         self, source: str | Path | ExtensionClass, /, *, instance: str | None = None,
-        placement: str | None = None, **params: object,
+        placement: str | None = None, cpu_ppm: int | str | None = None, **params: object,
     ) -> Module:  # fmt: skip
         """Loads a single file (Python, or the TOML file of a program in another language), or a class, without looking
         at dependencies or options; else as modprobe."""
-        params = params if placement is None else {**params, "placement": placement}
+        params = _with_options(params, placement, cpu_ppm)
         if isinstance(source, (str, Path)):
             manifest = self.catalog.add_file(source)
         else:
@@ -221,12 +235,13 @@ class Kernel:
         probation_ns: int = PROBATION_NS, kpi: Kpi | str | None = None, worse_ppm: int = WORSE_PPM,
         **params: object,
     ) -> Module:  # fmt: skip
-        """Replaces the build of a running instance by a class, a file, or a version that this process has; by itself if
-        ``to`` is None.  Requests are held meanwhile, and its state is handed over; returns after ``probation_ns``.  A
-        ``kpi``, "latency" or a function, may not get worse by more than ``worse_ppm``.
+        """Replaces the build of a running instance by a class, a file or a package's folder, or a version that can be
+        found (see :mod:`uxk.kernel.versions`); by itself if ``to`` is None.  Requests are held while the new instance
+        is started beside the old one and takes over its state; returns after ``probation_ns``.  A ``kpi``, "latency"
+        or a function, may not get worse by more than ``worse_ppm``.
 
-        Raises :class:`~uxk.errors.UpgradeError`, or what ``modprobe`` raises; then the old build runs on, with the same
-        state.  See :class:`uxk.kernel.builds.Trial` and docs/upgrade.md.
+        Raises :class:`~uxk.errors.UpgradeError`, or what ``modprobe`` raises; then the old build runs on.  See
+        :class:`uxk.kernel.builds.Trial` and docs/upgrade.md.
         """
         return await self._replace(
             name, to, params, quiesce_ns=quiesce_ns, probation_ns=probation_ns, kpi=kpi, worse_ppm=worse_ppm
@@ -386,17 +401,44 @@ class Kernel:
         return self._builds
 
     @property
+    def bpf(self) -> Bpf:
+        """eBPF programs: loaded, attached, pinned."""
+        return self._bpf
+
+    @property
+    def policies(self) -> Injections:
+        """Decision sites that take programs: subsystems offer them here."""
+        return self._policies
+
+    @property
+    def queues(self) -> Queues:
+        """Devices' queues, as attach points of programs."""
+        return self._queues
+
+    @property
     def kmsg(self) -> KmsgRing:
         """The kernel log."""
         return self.machine.kmsg
 
-    async def open(self, path: str, client: str = "user") -> File | KmsgFile:
-        """Opens ``/dev/NAME`` of an extension, or ``/dev/kmsg``; close it, or use it as an async context manager."""
-        if path.removeprefix("/dev/") == "kmsg":
+    async def open(self, path: str, client: str = "user") -> File | KmsgFile | MlLibFile:
+        """Opens ``/dev/NAME`` of an extension, ``/dev/kmsg`` or ``/dev/ml_lib``; an async context manager."""
+        name = path.removeprefix("/dev/")
+        if name == "kmsg":
             return KmsgFile(self.machine, self.dispatcher, client)
+        if name == "ml_lib":
+            return MlLibFile(self.machine, self.models, self.dispatcher, client)
         file = self.chardevs.open(path, lambda agent: CallPort(self.dispatcher, agent, client), self._poll)
         await file.opened()
         return file
+
+    def mount(self, folder: str | Path, **options: Any) -> AbstractAsyncContextManager[Any]:
+        """``async with kernel.mount(folder):`` shows the tree, and ``/dev``, as files there; other processes use them.
+
+        The options, errors and what is yielded are those of :class:`uxk.bridges.fuse.mount.Mount`.  Needs pyfuse3.
+        """
+        # By name, as modules are found: the kernel itself knows no way out of it.
+        served: AbstractAsyncContextManager[Any] = import_module("uxk.bridges.fuse").mount(self, folder, **options)
+        return served
 
     async def _poll(self, device: Chardev, mask: int) -> int:
         while not device.mask & mask:
@@ -409,3 +451,9 @@ class Kernel:
             finally:
                 cancel()
         return device.mask & mask
+
+
+def _with_options(params: dict[str, object], placement: str | None, cpu_ppm: int | str | None) -> dict[str, object]:
+    """Parameters as the loader takes them, with what is no parameter of the module's among them."""
+    given = {"placement": placement, "cpu_ppm": cpu_ppm}
+    return {**params, **{name: value for name, value in given.items() if value is not None}}

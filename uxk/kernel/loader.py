@@ -19,12 +19,13 @@ from uxk.core.budget import memory_bytes, memory_terms
 from uxk.core.depgraph import ModuleGraph
 from uxk.core.lifecycle import Event, ModuleState, advance
 from uxk.core.manifest import canonical, name_problem
-from uxk.core.params import parse_params
+from uxk.core.params import parse_integer, parse_params
 from uxk.errors import (
     BudgetError,
     InUse,
     KernelBug,
     NoSuchModule,
+    ParamError,
     ProbeError,
     ReadyTimeout,
     UsageError,
@@ -42,6 +43,7 @@ from uxk.kernel.machine import Machine
 from uxk.kernel.reclaim import Reclaimer
 from uxk.kernel.seconds import to_seconds
 from uxk.kernel.services import Services
+from uxk.kernel.warm import take_warm
 from uxk.uapi.ids import InstanceId
 from uxk.uapi.manifest import Manifest, Params, Placement
 
@@ -126,10 +128,14 @@ class Loader:
         manifest = checked(cls)
         params = dict(params)
         placement = _placement(instance, cls, params.pop("placement", manifest.placement))
+        cpu_ppm = _ceiling_ppm(instance, params.pop("cpu_ppm", limits.PPM))
+        warm = take_warm(instance, cls, params)
         values = self._admit(manifest, params, instance)
         self._next_id += 1
         agent = KernelAgent(self._machine, InstanceId(self._next_id), instance, cls, values)
         agent.placement = placement
+        agent.limit_cpu(cpu_ppm)
+        agent.handed = warm
         device = self._devices.devices.get(agent.device_name)
         if device is not None and manifest.kind != "ml-agent":
             raise UsageError(
@@ -316,6 +322,17 @@ def _placement(instance: str, cls: ExtensionClass, value: object) -> Placement:
     if value not in PLACEMENTS:
         raise UsageError(f"{instance}: placement={value!r}, expected {' or '.join(PLACEMENTS)}")
     return cast("Placement", value)
+
+
+def _ceiling_ppm(instance: str, value: object) -> int:
+    """What whoever loads it allows of a processor: a number, or its text.  ParamError for anything else."""
+    try:
+        ppm = parse_integer(value, "") if isinstance(value, str) else value
+    except ValueError:
+        ppm = None
+    if type(ppm) is not int or not 1 <= ppm <= limits.PPM:
+        raise ParamError(f"{instance}: cpu_ppm={value!r}, expected 1 to {limits.PPM}, millionths of a processor")
+    return ppm
 
 
 def _ignore(*_: Any) -> None:

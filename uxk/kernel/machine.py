@@ -68,6 +68,8 @@ class Machine:
         """Cost of one turn by module, measured once on the charged clock; keep it to reproduce the run."""
         self.runnable: deque[Runnable] = deque()
         self.dirty: dict[int, Runnable] = {}
+        self.order: Callable[[list[int]], list[int]] = lambda instances: instances
+        """In which order their output is taken; from the lowest number on, unless somebody draws it."""
         self.running: Runnable | None = None
         self.turns = 0
         self.stuck: str | None = None
@@ -86,6 +88,10 @@ class Machine:
         """Lets tasks of extensions in processes of their own run until they rest; whether to take what they staged."""
         self.host_filter: Callable[[Any, Any], Any] = lambda agent, host: host
         """Wraps the host of every incarnation; fault plans put themselves between an instance and its kernel."""
+        self.request_table: Callable[..., Any] | None = None
+        """Makes the request tables of instances loaded from now on, in place of the usual: for traces."""
+        self.event_hooks: dict[int, Callable[[str, bytes], bool]] = {}
+        """By instance: told the topic and the value of every event for it, say whether they have dealt with it."""
         self._boot_ns = monotonic_ns()
 
     # --- time ---

@@ -12,6 +12,7 @@ from uxk import limits
 from uxk.core.caps import Capability
 from uxk.errors import BudgetError, CapabilityError, UsageError
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.aside import Aside, own_bytes
 from uxk.kernel.machine import Machine
 from uxk.kernel.process_start import Shared
 from uxk.uapi import entries as e
@@ -63,7 +64,7 @@ class Memory:
         page = limits.ARENA_PAGE_BYTES
         length = -(-entry.length // page) * page
         budget = agent.memory_bytes
-        taken = agent.account.arena_bytes + agent.account.snapshot_bytes
+        taken = own_bytes(agent) + agent.account.snapshot_bytes
         if length <= 0 or taken + length > budget:
             raise BudgetError(
                 f"{agent.name}: {entry.length} bytes of memory: {taken} of {budget} are taken",
@@ -86,6 +87,8 @@ class Memory:
         offset = int(cap.target)
         if offset not in agent.regions:
             raise CapabilityError(f"{agent.name}: memory at {offset} is not its own", errno=errno.EPERM)
+        if agent.aside is not None and offset in agent.aside.kept_regions.values():
+            raise UsageError(f"{agent.name}: the build before it may come back to this memory", errno=errno.EBUSY)
         self._release(agent, offset)
         return 0, b""
 
@@ -211,13 +214,34 @@ class Memory:
                     view.release()
 
     def drop(self, agent: KernelAgent, *, keep: bool) -> None:
-        """Takes an instance's memory back; with ``keep``, all but what it asked to be kept."""
-        kept = set(agent.kept_regions.values()) if keep else set()
+        """Takes an instance's memory back; with ``keep``, all but what it asked to be kept.
+
+        Of two builds, the new one's: what it asked to be kept was not there before, and goes, too.
+        """
+        caps, aside = self._machine.caps, agent.aside
+        kept = set((agent if aside is None else aside).kept_regions.values()) if keep else set()
         for offset in list(agent.regions):
             if offset in kept:
-                self._machine.caps.revoke_target("arena", str(offset))
+                caps.revoke_target("arena", str(offset), holder=None if aside is None else agent.id)
             else:
                 self._release(agent, offset)
+
+    def set_aside(self, agent: KernelAgent, aside: Aside) -> None:
+        """Keeps its memory; what has a name is there for both builds."""
+        aside.kept_regions = dict(agent.kept_regions)
+        named = set(aside.kept_regions.values())
+        aside.regions = {offset: length for offset, length in agent.regions.items() if offset not in named}
+        agent.regions = {offset: length for offset, length in agent.regions.items() if offset in named}
+
+    def put_back(self, agent: KernelAgent, aside: Aside) -> None:
+        """The old build goes on; the new one's memory is dropped already."""
+        agent.regions = {**aside.regions, **agent.regions}
+
+    def let_go(self, agent: KernelAgent, aside: Aside) -> None:
+        """The old build is gone, and what it had without a name."""
+        agent.regions.update(aside.regions)
+        for offset in aside.regions:
+            self._release(agent, offset)
 
 
 def _nobody(agent: KernelAgent, cap: int, *, moved: bool) -> None:

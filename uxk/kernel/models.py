@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from uxk.core.caps import Capability, covers
+from uxk.core.mlevents import MlEventRing
 from uxk.core.mode import ModeConfig
 from uxk.core.suggest import did_you_mean
 from uxk.errors import BudgetError, CapabilityError, UsageError
 from uxk.kernel import proxyviews
 from uxk.kernel.agent import KernelAgent
+from uxk.kernel.aside import Aside
 from uxk.kernel.driversites import DriverSites
 from uxk.kernel.machine import Machine
 from uxk.kernel.proxy import Hooks, MLModelProxy, Probe
 from uxk.kernel.proxydata import ProxyDataset
 from uxk.kernel.sites import ProxySite
 from uxk.uapi import entries as e
-from uxk.uapi.ml import Feedback, ModelCommand, encode
+from uxk.uapi.ml import Feedback, ModeChange, ModelCommand, ModelEvent, ModelState, encode
 from uxk.uapi.rights import Rights
 
 MODELS_MAX: Final = 256
@@ -31,6 +33,10 @@ ATTACHED_MAX: Final = 64
 FEEDBACK_BATCH: Final = 128
 """Records of feedback in one event, at most."""
 _DONE: Final = (0, b"")
+_DEVICE_EVENTS: Final[Mapping[int, tuple[ModelEvent, int]]] = {
+    e.Op.OPEN: (ModelEvent.TEST_DEV_ACCESS, 0), e.Op.READ: (ModelEvent.TEST_DEV_IO, 0),
+    e.Op.WRITE: (ModelEvent.TEST_DEV_IO, 1),
+}  # fmt: skip
 _CONTROLS: Final = frozenset({
     ModelCommand.START, ModelCommand.STOP, ModelCommand.PREPARE_DATASET, ModelCommand.DISCARD_DATASET,
 })  # fmt: skip
@@ -53,6 +59,12 @@ class Models:
         self._last_model = self._last_dataset = 0
         self.on_hint: Callable[[KernelAgent, e.Hint, str], object] | None = None
         """Sees every hint for a site that exists, and why it was refused at once: for recording."""
+        self.on_generation: list[Callable[[MLModelProxy, ProxyDataset], object]] = []
+        """See every new generation of a dataset of a running model, pushed or pulled, before any agent does."""
+        self.on_mode: list[Callable[[MLModelProxy, ModeChange], object]] = []
+        """Hear of every change of a mode."""
+        self.events = MlEventRing(on_bug=lambda exc: machine.log("err", "ml", f"event reader dropped: {exc}"))
+        """What kernel-ml-lib's tracepoints tell, of all models."""
         self.driver_sites = DriverSites(self)
         machine.tree.add(proxyviews.ROOT)
         machine.caps.on_delete["model"] = self._model_revoked
@@ -76,12 +88,17 @@ class Models:
         ``state`` tells what the subsystem says of itself, ``probe`` its watermarks (by name: why it is critical,
         or None), ``correct`` undoes what hints have left behind.  EEXIST for a name in use, ENOSPC, EINVAL.
         """
-        self._last_model += 1
-        proxy = MLModelProxy(self._machine, self, self._last_model, subsystem, name, Hooks(state, probe, correct))
+        proxy = self.make(subsystem, name, Hooks(state, probe, correct))
         proxy.create()
         proxy.init(config)
         if start:
             proxy.start()
+        return proxy
+
+    def make(self, subsystem: str, name: str, hooks: Hooks) -> MLModelProxy:
+        """A model that is yet to be created; EINVAL for a bad name."""
+        proxy = MLModelProxy(self._machine, self, self._last_model + 1, subsystem, name, hooks)
+        self._last_model += 1
         return proxy
 
     def get(self, name: str) -> MLModelProxy:
@@ -107,6 +124,7 @@ class Models:
         self._models[proxy.name] = proxy
         proxyviews.add_model(self._machine, proxy)
         self._machine.log("info", f"{proxy.subsystem}/{proxy.name}", f"model {proxy.id} registered", model=proxy.id)
+        self.emit(proxy, ModelEvent.MODEL_REGISTERED, ModelState.UNKNOWN, proxy.state)
         for wanted in list(self._wanted.values()):
             if proxy.name in wanted:
                 proxy.attach(wanted[proxy.name])
@@ -122,6 +140,20 @@ class Models:
             agent.event("model_gone", proxy.name)
         proxyviews.remove_model(self._machine, proxy)
         self._machine.log("info", f"{proxy.subsystem}/{proxy.name}", f"model {proxy.id} unregistered", model=proxy.id)
+        self.emit(proxy, ModelEvent.MODEL_UNREGISTERED, proxy.state, ModelState.DEAD)
+
+    def emit(self, proxy: MLModelProxy, type: ModelEvent, old: int = 0, new: int = 0, error: int = 0) -> None:
+        """Adds an event to the ring."""
+        self.events.emit(self._machine.now_ns, type, proxy.id, old, new, error)
+
+    def device_used(self, agent: KernelAgent, opcode: int, size_bytes: int, error: int) -> None:
+        """A char device was opened, read or written: an event, if its instance has a model."""
+        if opcode not in _DEVICE_EVENTS:
+            return
+        proxy = self.driver_sites.model_of(agent)
+        if proxy is not None:
+            event, old = _DEVICE_EVENTS[opcode]
+            self.emit(proxy, event, old, size_bytes, -error)
 
     def next_dataset_id(self) -> int:
         """A number that no dataset had before."""
@@ -272,6 +304,22 @@ class Models:
         for proxy in list(self._models.values()):
             proxy.forget(agent)
         self._senders.pop(agent.id, None)
+
+    def set_aside(self, agent: KernelAgent, aside: Aside) -> None:
+        """Remembers its sites and what it is attached to; its hints vanish, as hints may."""
+        aside.models = list(self._wanted.get(agent.id, ()))
+        aside.sites = self.driver_sites.offered(agent)
+        self.forget(agent)
+
+    def put_back(self, agent: KernelAgent, aside: Aside) -> None:
+        """Attaches and offers it again."""
+        for name in aside.models:
+            self._attach(agent, name)
+        for entry in aside.sites:
+            try:
+                self.driver_sites.offer_again(agent, entry)
+            except UsageError as exc:  # somebody took the model's name meanwhile
+                self._machine.log("warning", agent.name, f"site {entry.site}: not offered again: {exc}")
 
     def _model_revoked(self, cap: Capability) -> None:
         """Without a capability nobody is attached."""

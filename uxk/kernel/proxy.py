@@ -29,7 +29,17 @@ from uxk.kernel.proxydata import ProxyDataset
 from uxk.kernel.sites import ProxySite
 from uxk.uapi.entries import Hint
 from uxk.uapi.ids import CapId
-from uxk.uapi.ml import Dataset, Mode, ModeChange, ModelInfo, ModelState, SubsystemState, encode
+from uxk.uapi.ml import (
+    Dataset,
+    DatasetState,
+    Mode,
+    ModeChange,
+    ModelEvent,
+    ModelInfo,
+    ModelState,
+    SubsystemState,
+    encode,
+)
 
 if TYPE_CHECKING:
     from uxk.kernel.models import Models
@@ -228,7 +238,9 @@ class MLModelProxy:
         """The parent's state."""
         return SUBSYSTEM_STATE[self.state]
 
-    def get_dataset(self, agent: KernelAgent, name: str, offset: int = 0, size: int = 0) -> tuple[Dataset, CapId]:
+    def get_dataset(
+        self, agent: KernelAgent | None, name: str, offset: int = 0, size: int = 0
+    ) -> tuple[Dataset, CapId]:
         """A portion of a dataset for an agent, extracted first if nothing fresh is there (pull)."""
         self._call("get_dataset")
         return self._dataset(name).pull(agent, offset, size)
@@ -242,6 +254,8 @@ class MLModelProxy:
         """Publishes the rows appended so far (push), extracting them first if the dataset knows how."""
         self._call("publish_data")
         dataset = self._dataset(name)
+        if dataset.request():  # its rows come when they are made, and are published then
+            return dataset.generation
         number = dataset.extract()
         self._push(dataset)
         return number
@@ -327,12 +341,14 @@ class MLModelProxy:
         self, name: str, dtype: DTypeLike, capacity: int, *, slots: int = 2,
         extract: Callable[[ProxyDataset], object] | None = None,
         preprocess: Callable[[NDArray[Any]], NDArray[Any]] | None = None, checked: bool = False,
+        ask: Callable[[], object] | None = None,
     ) -> ProxyDataset:  # fmt: skip
         """Adds a dataset of at most ``capacity`` rows.  EEXIST, ENOSPC, ENOMEM, EINVAL; see :class:`ProxyDataset`."""
         self._new_part("dataset", name, self.datasets)
         made = self.datasets[name] = ProxyDataset(
             self._machine, self.name, name, self._models.next_dataset_id(), dtype, capacity, slots=slots,
             extract=extract, preprocess=preprocess, checked=checked, on_push=self._push,
+            on_prepared=self._prepared, on_step=self._dataset_moved, ask=ask,
         )  # fmt: skip
         self._models.show_dataset(self, made)
         self.announce()
@@ -396,10 +412,13 @@ class MLModelProxy:
         self._enter(after(self.name, self.state, call))
 
     def _enter(self, state: ModelState) -> None:
-        if state is not self.state:
+        before = self.state
+        if state is not before:
             self.state = state
             self._machine.note("model", 0, f"{self.subsystem}/{self.name} {state.name}".encode())
             self._models.notify(self, "state")
+            if before is not ModelState.UNKNOWN:  # that it exists is told when it is registered
+                self._models.emit(self, ModelEvent.STATE_CHANGE, before, state)
 
     def _mode_changed(self, change: ModeChange) -> None:
         machine = self._machine
@@ -414,8 +433,20 @@ class MLModelProxy:
         for agent in self.agents.values():
             agent.event("mode", self.name, value)
         self._models.notify(self, "mode")
+        self._models.emit(self, ModelEvent.MODE_CHANGE, change.old, change.new)
+        for look in self._models.on_mode:
+            look(self, change)
         if emergency:
             self.correct_system_state(change.why)
+
+    def _dataset_moved(self, before: DatasetState, after: DatasetState) -> None:
+        bad = after in (DatasetState.EXTRACTION_FAILURE, DatasetState.CORRUPTED)
+        self._models.emit(self, ModelEvent.DATASET_UPDATE, before, after, -errno.EIO if bad else 0)
+
+    def _prepared(self, dataset: ProxyDataset) -> None:
+        if self.runs:
+            for look in self._models.on_generation:
+                look(self, dataset)
 
     def _push(self, dataset: ProxyDataset) -> None:
         """A stopped model publishes for nobody."""

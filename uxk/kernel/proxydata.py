@@ -51,15 +51,18 @@ class ProxyDataset:
     """
 
     __slots__ = (
-        "_caps", "_checksum", "_count", "_extract", "_extraction", "_machine", "_on_push", "_offsets", "_preprocess",
-        "_sifted", "_views", "capacity", "checked", "dtype", "generation", "id", "lost", "lost_before", "model", "name",
-        "schema",
+        "_ask", "_asked", "_caps", "_checksum", "_count", "_extract", "_extraction", "_machine", "_offsets",
+        "_on_prepared", "_on_push", "_preprocess", "_sifted", "_views", "capacity", "checked", "dtype", "generation",
+        "id", "lost", "lost_before", "model", "name", "schema",
     )  # fmt: skip
 
     def __init__(
         self, machine: Machine, model: str, name: str, number: int, dtype: DTypeLike, capacity: int, *, slots: int,
         extract: Callable[[ProxyDataset], object] | None, preprocess: Callable[[NDArray[Any]], NDArray[Any]] | None,
         checked: bool, on_push: Callable[[ProxyDataset], object],
+        on_prepared: Callable[[ProxyDataset], object] = lambda dataset: None,
+        on_step: Callable[[DatasetState, DatasetState], object] = lambda before, after: None,
+        ask: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
         if capacity < 1 or slots < 2:
             raise UsageError(f"dataset {name}: capacity={capacity}, slots={slots}: expected at least 1 and 2")
@@ -78,7 +81,10 @@ class ProxyDataset:
         self._extract = extract
         self._preprocess = preprocess
         self._on_push = on_push
-        self._extraction = Extraction(f"{model}/{name}")
+        self._on_prepared = on_prepared
+        self._ask = ask
+        self._asked = False
+        self._extraction = Extraction(f"{model}/{name}", on_step)
         self._count = 0
         self._sifted = 0
         """Rows appended, from the first, that :meth:`preprocess` has seen: it sees none twice."""
@@ -184,6 +190,7 @@ class ProxyDataset:
         self._revoke((self.generation + 1) % len(self._views))  # the next to be filled
         if self.checked:
             self._checksum = self._sum()
+        self._on_prepared(self)
         return self.generation
 
     def publish(self) -> int:
@@ -191,6 +198,23 @@ class ProxyDataset:
         self.prepare()
         self._on_push(self)
         return self.generation
+
+    def request(self) -> bool:
+        """Asks whoever makes its rows for new ones, once until they come; False if nobody does."""
+        if self._ask is not None and not self._asked:
+            self._ask()
+            self._asked = True
+        return self._ask is not None
+
+    def fill(self, rows: Rows, failed: str = "") -> int:
+        """What was asked for is there, or not: publishes it; returns the generation."""
+        self._asked = False
+        self._wipe(0)
+        if failed:
+            self._extraction.step(Step.FAIL)
+            return self.generation
+        self.append(rows)
+        return self.publish()
 
     def extract(self) -> int:
         """Fills it anew by the subsystem's own function, if it has one, and prepares it; returns the generation.
@@ -216,14 +240,18 @@ class ProxyDataset:
 
     # --- reading ---
 
-    def pull(self, agent: KernelAgent, offset: int, size: int) -> tuple[Dataset, CapId]:
-        """A portion for an agent; extracts first if nothing fresh is there.  EINVAL, ENODATA, EIO."""
+    def pull(self, agent: KernelAgent | None, offset: int, size: int) -> tuple[Dataset, CapId]:
+        """A portion for an agent, or for the administrator, who needs no capability; extracts first if nothing fresh is
+        there.  EINVAL, ENODATA, EIO, EAGAIN."""
+        if self.state not in READABLE and self.request():
+            where = f"dataset {self.model}/{self.name}"
+            raise UsageError(f"{where}: state {self.state.name}: new rows are asked for", errno=errno.EAGAIN)
         if self.state not in READABLE:
             self.extract()
         if self.checked and self._sum() != self._checksum:
             self._extraction.step(Step.CORRUPT)
             raise UsageError(f"dataset {self.model}/{self.name}: CORRUPTED: its checksum is wrong", errno=errno.EIO)
-        cap = self._cap(agent)
+        cap = CapId(0) if agent is None else self._cap(agent)
         portion = self._extraction.portion(offset, size)
         return self.describe(portion.offset, portion.size), cap
 
@@ -244,9 +272,15 @@ class ProxyDataset:
         """The descriptor, of the whole or of a portion."""
         have = self._extraction.size
         return Dataset(
-            self.id, self.name, DatasetType.STRUCTURE, self.state, self.capacity * self.dtype.itemsize, offset,
+            self.id, self.name, self.type, self.state, self.capacity * self.dtype.itemsize, offset,
             have if size < 0 else size, self.schema, self.generation, have // self.dtype.itemsize, self.lost_before,
         )  # fmt: skip
+
+    @property
+    def type(self) -> DatasetType:
+        """A stream if it has but one column of bytes, else a table."""
+        stream = len(self.schema) == 1 and self.dtype[0] == np.dtype("u1")
+        return DatasetType.MEMORY_STREAM if stream else DatasetType.STRUCTURE
 
     @property
     def published(self) -> NDArray[Any]:

@@ -93,7 +93,7 @@ MODEL: Final = attribute_table(
     Attribute("mode_epochs", show=lambda p: _lines({m.name.lower(): n for m, n in p.mode_epochs.items()})),
     Attribute("timeline", show=_timeline),
     Attribute("system_state", show=lambda p: _lines(p.get_system_state())),
-    Attribute("control", store=_control),
+    Attribute("control", store=_control, mode=0o220),
     Attribute(
         "mode_override", store=_override,
         show=lambda p: "auto" if p.modes.override is None else p.modes.override.name.lower(),

@@ -177,6 +177,8 @@ class Services:
         device = self._devices.get(entry.name)
         if device.agent is not agent:
             raise CapabilityError(f"device {entry.name!r} belongs to {device.agent.name}")
+        if agent.aside is not None and entry.name in agent.aside.properties:
+            raise UsageError(f"device {entry.name!r}: the build before it may come back to it", errno=errno.EBUSY)
         self._devices.remove(device)
         return _DONE
 

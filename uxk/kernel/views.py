@@ -91,6 +91,8 @@ def _show_param(name: str, agent: KernelAgent) -> str:
 
 def _store_param(name: str, agent: KernelAgent, text: str) -> None:
     params = with_param(agent.name, agent.params, name, text)
+    if agent.aside is not None:
+        raise UsageError(f"{agent.name}: {name}: another build of it is being started", errno=errno.EBUSY)
     if not agent.event("param", name, text.encode()) and agent.host is not None:
         raise UsageError(f"{agent.name}: {name}: its queue is full", errno=errno.EAGAIN)
     agent.params = params

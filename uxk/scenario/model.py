@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from uxk.bridges.datalog.settings import DataLogSettings
+from uxk.bridges.logs.settings import LogTo
 from uxk.core.cost import CostModel
 from uxk.core.manifest import canonical
 from uxk.core.supervision import SUPERVISORS_MAX
@@ -160,6 +162,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     invariant_interval_ns: Annotated[int, Meta(ge=1000, le=I64_MAX, extra={"unit": "ns"})] = 1_000_000
     schedule: Literal["fifo", "random"] = "fifo"
     """Which instance runs next: the one that has been runnable for longest, or any (stream ``schedule``)."""
+    log: LogTo | None = None
+    """A file for the run's log: docs/observing.md."""
+    datalog: DataLogSettings | None = None
+    """A directory for the datasets that models publish: docs/datasets.md."""
     explore: Exploration | None = None
     """Which faults `uxk explore` may draw: docs/explore.md."""
     drive: Callable[[Kernel], Awaitable[object]] | None = None

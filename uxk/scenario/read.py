@@ -108,6 +108,8 @@ def _words(kind: Any, path: str) -> tuple[Any, ...]:
     for key in [*filter(None, path.replace("[", ".[").split(".")), ""]:
         while isinstance(info, mi.Metadata):
             info = info.type
+        if isinstance(info, mi.UnionType):  # a table that may be missing
+            info = next((each for each in info.types if isinstance(each, mi.StructType)), info)
         if isinstance(info, mi.StructType) and key:
             found = [field.type for field in info.fields if field.encode_name == key]
             info = found[0] if found else mi.AnyType()

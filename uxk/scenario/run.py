@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
 
+from uxk.bridges.datalog.recorder import DataLogRecorder, open_datalog
+from uxk.bridges.datalog.settings import DataLogSettings
+from uxk.bridges.logs.settings import LogTo
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, KernelBug, ModuleError, Stalled, UsageError
 from uxk.faults.plan import FaultPlan
@@ -30,6 +33,9 @@ from uxk.scenario.workload import Generator
 from uxk.subsystems.blk.layer import BlockLayer
 from uxk.uapi.info import Record
 
+if TYPE_CHECKING:
+    from uxk.bridges.logs.writer import LogFile
+
 
 def run(
     scenario: Scenario | str | Path,
@@ -38,6 +44,9 @@ def run(
     options: Mapping[str, str] | None = None,
     out: str | Path | None = None,
     costs: str | Path | None = None,
+    log: LogTo | None = None,
+    trace: str | Path | None = None,
+    datasets: str | Path | None = None,
     on_record: Callable[[Record], object] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> Result:
@@ -45,19 +54,20 @@ def run(
 
     ``seed`` and ``options`` (``{"workloads.load.depth": "64"}``) take the place of what the scenario says;
     ``costs`` is the manifest of an earlier run on the charged clock.  ``out`` is a folder that must not exist or
-    be empty: it gets manifest.json, events.jsonl, kmsg.log and summary.json.  ``on_record`` gets every kmsg
-    record, ``on_progress`` the virtual time now and then.  Raises UsageError or ModuleError for what is wrong
-    with the scenario or for a module that cannot be loaded; a failed check or a broken invariant is in the
-    result; so is a workload that stopped before its ``count``, which makes the exit code 1
-    (:attr:`Result.exit_code`).
+    be empty: it gets manifest.json, events.jsonl, kmsg.log and summary.json.  ``log`` is a file for kmsg, in place
+    of the scenario's; ``trace`` one for Perfetto, which needs the extra ``trace``; ``datasets`` a directory for the
+    datasets that models publish.  ``on_record`` gets every kmsg record, ``on_progress`` the virtual time now and then.
+    Raises UsageError or ModuleError for what is wrong with the scenario or for a module that cannot be loaded; a failed
+    check or a broken invariant is in the result; so is a workload that stopped before its ``count``, which makes the
+    exit code 1 (:attr:`Result.exit_code`).
     """
     text = where = ""
     if not isinstance(scenario, Scenario):
         where = str(scenario)
         scenario, text = open_scenario(scenario)
     return run_one(
-        scenario, seed=seed, options=options, out=out, costs=costs, text=text, where=where,
-        on_record=on_record, on_progress=on_progress,
+        scenario, seed=seed, options=options, out=out, costs=costs, text=text, where=where, log=log,
+        trace=trace, datasets=datasets, on_record=on_record, on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -70,6 +80,9 @@ def run_one(
     costs: str | Path | None = None,
     text: str = "",
     where: str = "",
+    log: LogTo | None = None,
+    trace: str | Path | None = None,
+    datasets: str | Path | None = None,
     on_record: Callable[[Record], object] | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> Result:
@@ -81,13 +94,46 @@ def run_one(
     if costs is not None:
         scenario = msgspec.structs.replace(scenario, costs_ns={**scenario.costs_ns, **read_costs(costs)})
     runner = Runner(scenario.validate(), on_record, on_progress, where=where)
-    if out is None:
-        return trio.run(runner.execute)
-    with RunFolder.create(Path(out), scenario, text) as folder:
-        folder.attach(runner)
-        result = trio.run(runner.execute)
-        folder.finish(result)
+    with ExitStack() as stack:
+        folder = None if out is None else stack.enter_context(RunFolder.create(Path(out), scenario, text))
+        if folder is not None:
+            folder.attach(runner)
+        log_file = _observe(stack, runner.kernel, log or scenario.log, trace)
+        datalog = kept_at(scenario.datalog, datasets)
+        kept = stack.enter_context(open_datalog(datalog, runner.kernel, scenario=scenario.name))
+        result = _with_note(_with_note(trio.run(runner.execute), kept), log_file)
+        if folder is not None:
+            folder.finish(result)
     return result
+
+
+def _observe(stack: ExitStack, kernel: Kernel, log: LogTo | None, trace: str | Path | None) -> LogFile | None:
+    """Log file and trace, which are closed with the stack."""
+    file: LogFile | None = None
+    if log is not None:
+        from uxk.bridges.logs.writer import open_run_log
+
+        file = stack.enter_context(open_run_log(log, kernel))
+    if trace is not None:
+        from uxk.bridges.trace.recorder import open_trace
+
+        stack.enter_context(open_trace(str(trace).replace("{seed}", str(kernel.seed)), kernel))
+    return file
+
+
+def kept_at(settings: DataLogSettings | None, folder: str | Path | None) -> DataLogSettings | None:
+    """What a scenario says of its dataset log, with the directory that an option names."""
+    if folder is None:
+        return settings
+    return msgspec.structs.replace(settings or DataLogSettings(), dir=str(folder))
+
+
+def _with_note(result: Result, log: DataLogRecorder | LogFile | None) -> Result:
+    """The result, with a line on what did not get into the dataset log, or the log file."""
+    if log is None:
+        return result
+    log.close()
+    return result._replace(notes=(*result.notes, log.complaint)) if log.complaint else result
 
 
 def run_seeds(scenario: Scenario, seeds: range, **settings: Any) -> list[Result]:

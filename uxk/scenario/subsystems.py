@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from uxk.bridges.logs.replay import LogReplayParams
 from uxk.core.params import parse_params
 from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, UsageError
@@ -92,5 +93,12 @@ def _mm(kernel: Kernel, params: MmScenario) -> Running:
     return attach(kernel, params)
 
 
+def _log(kernel: Kernel, params: LogReplayParams) -> Running:
+    from uxk.bridges.logs.replay import attach
+
+    return attach(kernel, params)
+
+
 register_subsystem("lfs", LfsScenario, _lfs)
+register_subsystem("log", LogReplayParams, _log)
 register_subsystem("mm", MmScenario, _mm)

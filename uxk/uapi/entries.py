@@ -23,6 +23,7 @@ from uxk.limits import (
     PATH_MAX_BYTES,
     PAYLOAD_MAX_BYTES,
     SHOW_MAX_BYTES,
+    TASKS_MAX,
     U32_MAX,
 )
 
@@ -34,6 +35,8 @@ Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=NAME_MAX_BYTES)]
 Path: TypeAlias = Annotated[str, Meta(min_length=1, max_length=PATH_MAX_BYTES)]
 Text: TypeAlias = Annotated[str, Meta(max_length=KMSG_TEXT_MAX_BYTES)]
 Value: TypeAlias = Annotated[str, Meta(max_length=SHOW_MAX_BYTES)]
+Tasks: TypeAlias = Annotated[tuple[U31, ...], Meta(max_length=TASKS_MAX)]
+"""A task by its number, then its ancestors; empty for the extension as a whole (see :func:`uxk.core.waitfor.stops`)."""
 Payload: TypeAlias = Annotated[bytes, Meta(max_length=PAYLOAD_MAX_BYTES)]
 Fields: TypeAlias = Annotated[dict[Name, int | Value], Meta(max_length=KMSG_FIELDS_MAX)]
 Properties: TypeAlias = Annotated[dict[Name, Value], Meta(max_length=KMSG_FIELDS_MAX)]
@@ -131,7 +134,8 @@ DownReply: TypeAlias = Completion | Pong
 class Submit(Entry, tag=32):
     """I/O on a device that the capability ``cap`` names.
 
-    ``wait`` says that the extension does nothing else until the answer comes (for the wait-for graph).
+    ``wait`` says who does nothing else until the answer comes (for the wait-for graph): nobody, the extension, or one
+    of its tasks.
     """
 
     cid: U63
@@ -141,7 +145,7 @@ class Submit(Entry, tag=32):
     offset: U63 = 0
     length: U32 = 0
     region: U63 = 0
-    wait: bool = False
+    wait: bool | Tasks = False
     buffer: U63 = 0
     flags: U32 = 0
 
@@ -211,6 +215,8 @@ class Acquire(Entry, tag=40):
     cap: U63
     exclusive: bool = True
     lease_ns: U63 = 0
+    tasks: Tasks = ()
+    """Which task takes it."""
 
 
 class Release(Entry, tag=41):
@@ -377,6 +383,10 @@ class OfferSite(Entry, tag=58):
     schema: Annotated[tuple[tuple[Name, Name], ...], Meta(max_length=64)] = ()
     rows_max: Annotated[int, Meta(ge=1, le=1 << 20)] = 1
     modes: Annotated[dict[Name, U63], Meta(max_length=32)] = {}
+    start: bool = True
+    """Whether the model is started at once; else who wants advice taken writes to its ``control``."""
+    on_demand: bool = False
+    """Whether rows are made when somebody asks for them, by an event ``prepare``: answer with :class:`FillDataset`."""
 
 
 class EndEpoch(Entry, tag=59):
@@ -409,8 +419,65 @@ class RecommendBuild(Entry, tag=60):
     why: Text = ""
 
 
+class FillDataset(Entry, tag=61):
+    """Rows for a site of one's own whose dataset is made on demand; ``result`` is the new generation.
+
+    If making them ``failed``, the reason: the dataset is in EXTRACTION_FAILURE then.
+    """
+
+    cid: U63
+    site: Name
+    rows: Payload = b""
+    failed: Annotated[str, Meta(max_length=NAME_MAX_BYTES)] = ""
+
+
+class InjectPolicy(Entry, tag=62):
+    """Bytecode that is to decide at a site in the kernel itself; answered at the end of its shadow period.
+
+    Status 0: it decides from now on, and ``result`` is the generation.  Else the payload says why it does not.  With
+    ``weights`` it reads them from its map 0: a 64-bit generation, then two areas, of which the one that is in force has
+    the number of the generation's lowest bit.
+    """
+
+    cid: U63
+    site: Name
+    code: Payload
+    weights: Payload = b""
+    why: Text = ""
+
+
+class JudgePolicy(Entry, tag=63):
+    """What the model itself would have decided, 8 bytes a decision: the answer to an event ``shadow``."""
+
+    cid: U63
+    injection: U63
+    first: U63
+    verdicts: Payload
+
+
+class UpdatePolicy(Entry, tag=64):
+    """Other weights of an injected policy, as many bytes as before; ``result`` is their generation."""
+
+    cid: U63
+    injection: U63
+    weights: Payload
+
+
+class LoadProgram(Entry, tag=65):
+    """A program for a queue or an instance's events, in force from now on; ``result`` is its number.
+
+    ``arrays`` are maps that it knows as 0, 1 ...: bytes of a value, number of values.
+    """
+
+    cid: U63
+    at: Name
+    code: Payload
+    arrays: Annotated[tuple[tuple[U31, U31], ...], Meta(max_length=8)] = ()
+
+
 Up: TypeAlias = (
     Submit | Ready | Log | Open | Derive | Revoke | Allocate | Free | Acquire | Release | Publish | Pin | Unpin
     | TreeRead | TreeWrite | SetAttribute | AddDevice | RemoveDevice | AddChardev | SetPoll | FollowKmsg | Hint
     | Charge | Model | RecommendSysctl | SettleAction | OfferSite | EndEpoch | RecommendBuild
+    | FillDataset | InjectPolicy | JudgePolicy | UpdatePolicy | LoadProgram
 )  # fmt: skip

@@ -191,6 +191,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What happens to a submission that finds the ring full: wait in a bounded backlog, or ``EAGAIN``."""
     placement: Placement = "task"
     """Where it runs, unless who loads it says otherwise: in the kernel's process as a task, or in one of its own."""
+    host: str = ""
+    """Name of the process that it shares with all modules that name the same, where placement is ``process``; one of
+    its own if empty."""
     sandbox: Sandbox = Sandbox()
     """What its process may do, if it has one of its own."""
     ready: Literal["setup", "explicit"] = "setup"
@@ -204,5 +207,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     passthrough: Passthrough = ""
     """What its opcodes from ``Op.PRIVATE`` up are: ``"nvme"``, as of ``NvmeOp``. Accounts count their data,
     and when a client extension's connection ends, the driver gets ``Op.RELEASE`` from its port."""
+    exclusive: bool = False
+    """Whether it has something outside the kernel that there can be only once, as a socket's address: in an upgrade
+    the old build ends before the new one begins.  Else the new one is started beside it."""
     state_version: int = 1
     """Format of the state handed over by a hot upgrade."""

@@ -16,12 +16,14 @@ topic              name           value                          cap
 ``dataset``        the model      :class:`Dataset`               the arena range with the rows
 ``mode``           the model      :class:`ModeChange`            0
 ``feedback``       the site       a list of :class:`Feedback`    0
+``shadow``         the site       :class:`ShadowRows`            0
+``policy``         the site       :class:`PolicyChange`          0
 =================  =============  =============================  ==============================
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -146,12 +148,16 @@ class ModelCommand(IntEnum):
 
 
 class ModelEvent(IntEnum):
-    """``enum ml_lib_bpf_event_type``, of a model; from 16 up uxk's own."""
+    """``enum ml_lib_bpf_event_type``; from 16 up uxk's own."""
 
     MODEL_REGISTERED = 1
     MODEL_UNREGISTERED = 2
     STATE_CHANGE = 3
     DATASET_UPDATE = 4
+    TEST_DEV_ACCESS = 5
+    """The char device of an instance that has a model was opened."""
+    TEST_DEV_IO = 6
+    """It was read (old value 0) or written (1): how many bytes, or which error."""
     MODE_CHANGE = 16
 
 
@@ -233,6 +239,46 @@ class Feedback(Struct, array_like=True, frozen=True):
     """Of the dataset that it was derived from."""
 
 
+class PolicyStep(Enum):
+    """The steps of an injected policy."""
+
+    SHADOW = "shadow"
+    """It is verified, and runs beside the decisions; nobody follows it."""
+    SWAPPED = "swapped"
+    """It decides."""
+    REFUSED = "refused"
+    """It did not come into force."""
+    ENDED = "ended"
+    """The kernel's built-in rule decides again."""
+
+
+class PolicyChange(Struct, array_like=True, frozen=True):
+    """One step of an injection: the value of an event ``policy``, whose name is the site."""
+
+    injection: int
+    step: PolicyStep
+    generation: int
+    """Of the site's policy, from now on; every verdict carries it."""
+    agreement_ppm: int
+    """Share of the decisions that the model has judged, in which it agreed."""
+    why: str
+
+
+class ShadowRows(Struct, array_like=True, frozen=True):
+    """Decisions for the model to judge: the value of an event ``shadow``, whose name is the site.
+
+    ``rows`` are ``width`` signed 64-bit numbers each, in the order of the site's schema.  Where a site ranks
+    candidates, ``counts`` says how many rows belong to each decision, and the verdict is the place of the best, from 0.
+    """
+
+    injection: int
+    first: int
+    """Number of the first decision; the others follow it."""
+    width: int
+    rows: bytes
+    counts: tuple[int, ...] = ()
+
+
 CONTROL_COMMANDS: Final = {
     "start": ModelCommand.START,
     "stop": ModelCommand.STOP,
@@ -256,6 +302,8 @@ decode_dataset: Final = msgspec.msgpack.Decoder(Dataset).decode
 decode_mode: Final = msgspec.msgpack.Decoder(ModeChange).decode
 decode_generation: Final = msgspec.msgpack.Decoder(int).decode
 _decode_site: Final = msgspec.msgpack.Decoder(SiteState).decode
+decode_policy: Final = msgspec.msgpack.Decoder(PolicyChange).decode
+decode_shadow: Final = msgspec.msgpack.Decoder(ShadowRows).decode
 decode_feedback: Final = msgspec.msgpack.Decoder(list[Feedback]).decode
 
 

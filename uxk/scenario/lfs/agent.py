@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import trio
 
+from uxk.bridges.datalog.recorder import open_datalog
 from uxk.core.kmsg import format_dmesg
 from uxk.errors import KernelBug
 from uxk.kernel.agent import KernelAgent
@@ -52,8 +53,12 @@ def run_agent(
     runner = Runner(scenario.validate(), on_record, where=f"policy {entrant.name}")
     recorder = _Recorder(runner, live)
     began_ns = perf_counter_ns()
-    result = trio.run(runner.execute)
+    part = f"{entrant.name}-seed-{seed}"
+    with open_datalog(study.datalog, runner.kernel, scenario=study.name, part=part) as kept:
+        result = trio.run(runner.execute)
     outcome = _outcome(entrant, study, runner, result, recorder)
+    if kept is not None and kept.complaint:
+        outcome.notes.append(kept.complaint)
     outcome.host_ns = perf_counter_ns() - began_ns
     return outcome
 

@@ -125,7 +125,7 @@ def replay_agent(recorded: Outcome, study: Study) -> Outcome:
     """
     _check_hints(recorded)
     replayer = make_replayer(recorded.hint_log)
-    study = msgspec.structs.replace(study, clock="virtual")
+    study = msgspec.structs.replace(study, clock="virtual", datalog=None)
     entrant = Entrant(name=recorded.policy, kind="agent", load=Load(name=replayer.manifest.name))
     return run_agent(entrant, study, recorded.seed)
 

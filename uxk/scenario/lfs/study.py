@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from uxk.bridges.datalog.settings import DataLogSettings
 from uxk.errors import ConfigError
 from uxk.scenario.find import bundled
 from uxk.scenario.lfs.params import LfsScenario
@@ -61,6 +62,8 @@ class Study(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     policies: tuple[str, ...] = ("default",)
     lfs: StudyParams = StudyParams()
     workload: WorkloadSpec = WorkloadSpec()
+    datalog: DataLogSettings | None = None
+    """Keeps what volumes publish for agents: each run in a folder ``AGENT-seed-SEED`` of its directory."""
 
     def validate(self) -> Study:
         """Itself, or :class:`ConfigError` for what no single field can know to be wrong."""
