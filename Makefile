@@ -11,6 +11,10 @@ CLEAN := build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := uxk drivers extensions examples bench
+# pyfuse3 is built from source: only where that is possible; elsewhere the tests of mounts are skipped.
+HEADER := import os.path, sysconfig; print(os.path.join(sysconfig.get_path("include"), "Python.h"))
+FUSE = $(shell pkg-config --exists fuse3 2>/dev/null && command -v cc >/dev/null \
+    && test -e "$$($(PYTHON) -c '$(HEADER)' 2>/dev/null)" && echo ,fuse)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -60,5 +64,5 @@ $(VENV)/.run: $(VENV)/.venv pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.venv pyproject.toml constraints.txt
-	$(PIP) -e ".[$*]"
+	$(PIP) -e ".[$*$(FUSE)]"
 	touch $@

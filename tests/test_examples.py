@@ -49,6 +49,11 @@ def test_the_document_shows_the_driver_as_it_is() -> None:
     assert driver.count("\n") <= 60, "60 lines are promised"
 
 
+def test_the_document_shows_the_eleven_steps_as_they_are() -> None:
+    expected = (ROOT / "examples/eleven_steps.expected").read_text("utf-8")
+    assert f"```text\n{expected}```\n" in (ROOT / "docs/eleven-steps.md").read_text("utf-8")
+
+
 def test_every_expectation_has_its_example() -> None:
     stems = {path.stem for path in EXAMPLES}
     assert {path.stem for path in (ROOT / "examples").glob("*.expected")} == stems

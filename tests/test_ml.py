@@ -370,7 +370,7 @@ async def test_other_versions_are_refused_and_named(monkeypatch: pytest.MonkeyPa
         await kernel.insmod(Warm)
         await kernel.sleep_ns(0)
         await stream.publish((1, 1))
-        monkeypatch.setattr(ml, "_versions", lambda names: dict.fromkeys(names, "9.9"))
+        monkeypatch.setattr(ml, "versions_of", lambda names: dict.fromkeys(names, "9.9"))
         await crash(stream)
         assert isinstance(Pupil.last, Warm) and Pupil.last.count == 0
         assert "expected 9.9: starting cold" in said(kernel)
@@ -384,7 +384,7 @@ async def test_a_checkpoint_that_names_nonsense_is_left_out(monkeypatch: pytest.
         await kernel.insmod(Warm)
         await kernel.sleep_ns(0)
         with monkeypatch.context() as patch:
-            patch.setattr(ml, "_versions", lambda names: {"": "1", "../river": "1", "python": "3"})
+            patch.setattr(ml, "versions_of", lambda names: {"": "1", "../river": "1", "python": "3"})
             await stream.publish((1, 1))
         await crash(stream)
         assert isinstance(Pupil.last, Warm) and Pupil.last.count == 0

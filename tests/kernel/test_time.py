@@ -625,6 +625,20 @@ async def test_a_cpu_budget_throttles() -> None:
         assert kernel.now_ns == 410 * MS and module.account.throttled == 4
 
 
+async def test_who_loads_it_sets_a_ceiling_below_the_manifest_s() -> None:
+    async with uxk.Kernel(clock="charged", cost=FREE) as kernel:
+        half = await kernel.modprobe("time_tenth", cpu_ppm=50_000)
+        for _ in range(3):
+            await half.submit(offset=10 * MS)
+        assert kernel.now_ns == 410 * MS  # 10 ms in every 200 ms
+        await kernel.rmmod("time_tenth")
+        as_before = await kernel.insmod(kernel.catalog.get("time_tenth"), cpu_ppm="1000000")
+        assert kernel.agents[as_before.name].cpu_ppm == 100_000  # a ceiling gives nothing
+        for value in (0, 1_000_001, "much", True, 1.5):
+            with pytest.raises(uxk.ParamError, match=r"third: cpu_ppm=.*, expected 1 to 1000000"):
+                await kernel.modprobe("time_tenth", instance="third", cpu_ppm=value)  # type: ignore[arg-type]
+
+
 async def test_a_charge_beyond_all_time_ends_in_a_clear_error() -> None:
     _keep = Costly
     async with uxk.Kernel(clock="charged", cost=FREE) as kernel:
