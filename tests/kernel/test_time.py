@@ -606,17 +606,18 @@ async def test_costs_measured_once_make_the_run_reproducible() -> None:
     assert (await run({"time_measured": costs_ns["time_measured"] + 1}))[0] != first[0]
 
 
+class Tenth(uxk.Extension):
+    manifest = uxk.Manifest(
+        name="time_tenth", turn_cost_ns=0, budget=uxk.Budget(cpu_ppm=100_000), kind="driver",
+    )  # fmt: skip
+
+    def on_batch(self, ctx: uxk.Context, requests: Sequence[uxk.Request]) -> None:
+        for request in requests:
+            ctx.charge_ns(request.offset)
+            ctx.complete(request)
+
+
 async def test_a_cpu_budget_throttles() -> None:
-    class Tenth(uxk.Extension):
-        manifest = uxk.Manifest(
-            name="time_tenth", turn_cost_ns=0, budget=uxk.Budget(cpu_ppm=100_000), kind="driver",
-        )  # fmt: skip
-
-        def on_batch(self, ctx: uxk.Context, requests: Sequence[uxk.Request]) -> None:
-            for request in requests:
-                ctx.charge_ns(request.offset)
-                ctx.complete(request)
-
     async with uxk.Kernel(clock="charged", cost=FREE) as kernel:
         module = await kernel.modprobe("time_tenth")
         for _ in range(5):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,7 +212,6 @@ def test_linux_takes_a_forest_that_would_explode_with_sums_from_immediates(stric
     in_linux(strict, made)
 
 
-@pytest.mark.skipif(os.environ.get("UXK_SOAK") != "1", reason="Linux follows a million instructions")
 def test_without_the_zero_from_memory_it_explodes(strict: Judge) -> None:
     made = compile_model(model_of("forest"), SCHEMA)
     load, *others = decode(made.code)
