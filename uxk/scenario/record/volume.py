@@ -128,7 +128,9 @@ def sweep(*, proc: Path = Path("/proc"), block: Path = Path("/sys/block")) -> No
     for line in (proc / "self/mounts").read_text().splitlines():
         if found := dead(line.split(" ")[1]):
             point = Path(found[0])
-            tool("umount", "--lazy", str(point)) if found["what"] == "tracing" else unmount(point)
+            # Its last user's end may have taken the mount away meanwhile: then there is nothing to do.
+            if point.is_mount():
+                tool("umount", "--lazy", str(point)) if found["what"] == "tracing" else unmount(point)
             folders.add(found["folder"])
     for backing in block.glob("loop*/loop/backing_file"):
         with suppress(OSError):  # detached meanwhile
