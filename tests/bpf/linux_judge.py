@@ -1,9 +1,9 @@
 """The running kernel as a judge: loads programs through bpf(2), strict or as root, and runs them.
 
-``python linux_judge.py [--root]``: a line ``PROGRAM MEMORY...`` of hexadecimal digits in (all memories of one length,
-``-`` for none); out comes ``accept R0...`` (64 bits) or ``refuse WHY``.  A program may use the maps of ``richer``,
-which are as they were before each run.  Without ``--root`` it gives up all
-capabilities but CAP_BPF and CAP_NET_ADMIN: the strict mode, in which unwritten stack may not be read.
+``python linux_judge.py [--root]``: a line ``PROGRAM[:VALUE] MEMORY...`` of hexadecimal digits in (all memories of one
+length, ``-`` for none; VALUE is what map 0 holds); out comes ``accept R0...`` (64 bits) or ``refuse WHY``.  A program
+may use the maps of ``richer``, which are as they were before each run.  Without ``--root`` it gives up all capabilities
+but CAP_BPF and CAP_NET_ADMIN: the strict mode, in which unwritten stack may not be read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from subprocess import PIPE, Popen
 
+import linux_answers
 import richer
 
 from uxk.bpf import insn as i
@@ -128,14 +129,19 @@ class Kernel:
         self._memories: dict[int, int] = {}
         self._maps: dict[int, int] = {}
 
-    def judge(self, code: bytes, memories: Sequence[bytes]) -> list[int]:
-        """r0 for each memory.  Raises ``Refused``."""
+    def judge(self, code: bytes, memories: Sequence[bytes], value: bytes = b"") -> list[int]:
+        """r0 for each memory; ``value`` is what map 0 holds, if it is given.  Raises ``Refused``."""
         length = len(memories[0]) if memories else 0
         if length and length not in self._memories:
             self._memories[length] = array_map(length)
         memory = self._memories.get(length, -1)
-        code, used = self._with_maps(code)
-        program = load(wrapped(code, memory, length, self._result))
+        own = _map_with(value) if value else -1
+        try:
+            code, used = (_with_map(code, own), set[int]()) if value else self._with_maps(code)
+            program = load(wrapped(code, memory, length, self._result))
+        finally:
+            if value:
+                os.close(own)
         try:
             return [self._run(program, memory, each, used) for each in memories]
         finally:
@@ -170,6 +176,21 @@ class Kernel:
         return int.from_bytes(take(self._result, 8), "little")
 
 
+def _map_with(value: bytes) -> int:
+    """The descriptor of a map that holds it."""
+    made = array_map(len(value))
+    put(made, value)
+    return made
+
+
+def _with_map(code: bytes, made: int) -> bytes:
+    """The code with that map in place of map 0."""
+    insns = decode(code)
+    return encode([
+        insn._replace(imm=made) if insn.opcode == i.LDDW and insn.src == i.IMM64_MAP_VALUE else insn for insn in insns
+    ])  # fmt: skip
+
+
 def be_strict() -> None:
     """Gives up all capabilities but two, for good."""
     kept = 1 << _CAP_NET_ADMIN | 1 << _CAP_BPF
@@ -184,6 +205,8 @@ class Judge:
     """A judge in a process of its own; ``strict`` as in the module's text.  ``OSError`` if bpf(2) does not answer."""
 
     def __init__(self, *, strict: bool = True) -> None:
+        if why := linux_answers.why_not():
+            raise OSError(why)
         command = [sys.executable, __file__, *([] if strict else ["--root"])]
         self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True)
         greeting = self._read()
@@ -208,10 +231,12 @@ class Judge:
         assert self._process.stdout
         return self._process.stdout.readline().strip()
 
-    def ask(self, code: bytes, memories: Sequence[bytes]) -> list[int] | str:
-        """r0 for each memory, or why the program is refused."""
+    def ask(self, code: bytes, memories: Sequence[bytes], value: bytes = b"") -> list[int] | str:
+        """r0 for each memory, or why the program is refused; ``value``: what map 0 holds."""
         assert self._process.stdin
-        self._process.stdin.write(f"{code.hex()} {' '.join(memory.hex() or '-' for memory in memories)}\n")
+        self._process.stdin.write(
+            f"{code.hex()}{':' * bool(value)}{value.hex()} {' '.join(memory.hex() or '-' for memory in memories)}\n"
+        )
         self._process.stdin.flush()
         verdict, _, rest = self._read().partition(" ")
         return [int(word, 16) for word in rest.split()] if verdict == "accept" else rest
@@ -228,9 +253,12 @@ def main() -> None:
         return
     print("ready", flush=True)
     for line in sys.stdin:
-        code, *memories = line.split()
+        program, *memories = line.split()
+        code, _, value = program.partition(":")
+        inputs = [b"" if m == "-" else bytes.fromhex(m) for m in memories]
         try:
-            results = kernel.judge(bytes.fromhex(code), [b"" if m == "-" else bytes.fromhex(m) for m in memories])
+            with linux_answers.turn():
+                results = kernel.judge(bytes.fromhex(code), inputs, bytes.fromhex(value))
             print("accept", *(f"{r0:x}" for r0 in results), flush=True)
         except Refused as exc:
             print("refuse", exc, flush=True)
