@@ -16,6 +16,23 @@ HOME = Path(os.environ.get("UXK_BPF_TESTS", Path(__file__).parents[3] / "shared"
 """Third-party data, never part of the project: without it the tests that read it are skipped."""
 
 
+def functions(helpers: Any, proto: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Helpers (900 fills bytes with 9s) and kfuncs (1 looks an object up, 2 gives it back) for tests.
+
+    ``helpers`` and ``proto`` are those modules of the package, or of a copy of it.
+    """
+    kernel = helpers.with_kernel(lambda: 7, lambda: 9)
+    fill = helpers.Function(proto.Proto("fill", (proto.Arg.WRITE, proto.Arg.LENGTH)), _fill)
+    look = helpers.Function(proto.Proto("look_up", (), proto.Ret.OBJECT_OR_NULL), lambda *_: 1 << 50)
+    give = helpers.Function(proto.Proto("give_back", (proto.Arg.OBJECT,), releases=True), lambda *_: 0)
+    return {**kernel, 900: fill}, {1: look, 2: give}
+
+
+def _fill(machine: Any, place: int, size_bytes: int, *_: int) -> int:
+    machine.memory.put(place, b"\x09" * size_bytes)
+    return 0
+
+
 class Case(NamedTuple):
     """One public test."""
 

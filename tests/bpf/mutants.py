@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bpf_cases import HOME, corpus, random_program
+from bpf_cases import HOME, corpus, functions, random_program
 from test_verifier import ACCEPTED, REFUSED
 
 from uxk.bpf import insn as i
@@ -64,8 +64,8 @@ MUTANTS = (
     Mutant(
         "bytes written on one path count",
         "state",
-        "Frame(a.written & b.written)",
-        "Frame(a.written | b.written)",
+        "Frame(a.depth, a.written & b.written)",
+        "Frame(a.depth, a.written | b.written)",
         REFUSE,
     ),
     Mutant(
@@ -238,8 +238,8 @@ MUTANTS = (
     Mutant(
         "32-bit jumps tell of all 64 bits",
         "branches",
-        "if a.umax <= (M32 if unsigned else M32 >> 1):",
-        "if a.umax <= M64:",
+        "if a.smin >= -1 << 31 and a.smax <= M32:",
+        "if a.smin >= -1 << 31 or a.smax <= M32:",
         BOUNDS,
     ),
     Mutant(
@@ -273,11 +273,11 @@ MUTANTS = (
     Mutant(
         "a loop that changes nothing is let be",
         "verifier",
-        "if back and not has_may_goto and rounds.repeats(target, following):",
+        "if back and (state.spent or not has_may_goto) and rounds.repeats(target, following):",
         "if back and has_may_goto and rounds.repeats(target, following):",
         REFUSE,
     ),
-    Mutant("widening stands still", "values", "return a if join(a, b) == a else UNKNOWN", "return a", ACCEPT),
+    Mutant("widening stands still", "values", "return grown if grown[:4] == a[:4] else UNKNOWN", "return a", ACCEPT),
     Mutant(
         "one wrong branch of a comparison is followed",
         "verifier",
@@ -288,9 +288,117 @@ MUTANTS = (
     Mutant(
         "the second number of a comparison learns of the first",
         "verifier",
-        "way.regs[insn.src] = side[1]",
-        "way.regs[insn.src] = side[0]",
+        "way.learn(insn.src, side[1])",
+        "way.learn(insn.src, side[0])",
         RANDOM,
+    ),
+    Mutant(
+        "a function may leave addresses on the stack of its caller",
+        "loads",
+        "base.space.number < len(state.frames) - 1:",
+        "base.space.number > len(state.frames) - 1:",
+        REFUSE,
+    ),
+    Mutant(
+        "what a function uses of its caller's stack does not count",
+        "loads",
+        "state.frames[space.number].depth.reach(low)",
+        "state.frames[space.number].depth.reach(low if space.number == len(state.frames) - 1 else 0)",
+        REFUSE,
+    ),
+    Mutant(
+        "a function may return an address on its stack",
+        "verifier",
+        'isinstance(r0, Pointer) and r0.space.kind == "stack":',
+        'isinstance(r0, Pointer) and r0.space.kind == "arena":',
+        REFUSE,
+    ),
+    Mutant(
+        "addresses that differ are met at once",
+        "verifier",
+        "if len(waiting) == APART_MAX or other.agrees(state):",
+        "if len(waiting) == APART_MAX or not other.agrees(state):",
+        ACCEPT,
+    ),
+    Mutant(
+        "one of the states at a place is not followed",
+        "verifier",
+        "        if not waiting:\n            del self._waiting",
+        "        if waiting:\n            del self._waiting",
+        REFUSE,
+    ),
+    Mutant("the turns of may_goto are never used up", "verifier", "after.spent = True", "after.spent = False", REFUSE),
+    Mutant(
+        "a loop may gather objects",
+        "verifier",
+        "if known.references != state.references:",
+        "if known.references > state.references:",
+        REFUSE,
+    ),
+    Mutant(
+        "an object that a function released may be used",
+        "calls",
+        "if value.space.number not in self._state.references:",
+        "if not value.space.number:",
+        REFUSE,
+    ),
+    Mutant(
+        "numbers survive where a helper may have written",
+        "state",
+        "range(off & ~7, off + most, 8)",
+        "range(off & ~7, off + least, 8)",
+        REFUSE,
+    ),
+    Mutant(
+        "a helper writes as much as it may",
+        "state",
+        "self.written |= bits(off, least)",
+        "self.written |= bits(off, most)",
+        REFUSE,
+    ),
+    Mutant(
+        "pointers move down by what varies",
+        "alu_rules",
+        "if low < 0 and low != high:",
+        "if low < 0 and low > high:",
+        REFUSE,
+    ),
+    Mutant(
+        "what is learnt of a number holds of other copies",
+        "state",
+        "[value if isinstance(v, Scalar) and v.tied == tied else v for v in self.regs]",
+        "[value if isinstance(v, Scalar) and v.tied else v for v in self.regs]",
+        REFUSE,
+    ),
+    Mutant(
+        "copies on one path are copies",
+        "values",
+        "tied = a.tied if a.tied == b.tied else 0",
+        "tied = a.tied or b.tied",
+        REFUSE,
+    ),
+    Mutant(
+        "a changed copy is a copy",
+        "alu_rules",
+        "regs[insn.dst] = compute(insn.op, off, 64 if insn.cls == i.ALU64 else 32, left, source)",
+        "regs[insn.dst] = compute(insn.op, off, 64 if insn.cls == i.ALU64 else 32, left, source)"
+        "._replace(tied=left.tied)",
+        REFUSE,
+    ),
+    Mutant("a mask tells of the other bits", "branches", "above(0, mask & ~b.umin)", "above(0, mask & b.umin)", BOUNDS),
+    Mutant(
+        "32-bit jumps forget what is negative",
+        "branches",
+        "(0, -1 << 32 if unsigned else 1 << 32)",
+        "(0,)",
+        BOUNDS,
+    ),
+    Mutant(
+        "what differs from visit to visit was never written",
+        "verifier",
+        "join(a, b) or MIXED for",
+        "join(a, b) for",
+        ACCEPT,
     ),
 )
 
@@ -334,7 +442,7 @@ class Copy:
         self.Fault: Any = modules["errors"].Fault
         self.proto: Any = modules["proto"]
         self.maps: Any = modules["maps"]
-        self.helpers: Any = modules["helpers"].with_kernel(lambda: 7, lambda: 9)
+        self.helpers, self.kfuncs = functions(modules["helpers"], self.proto)
         self.values: Any = modules["values"]
         self.outcomes: Any = modules["branches"].outcomes
         self.alu: Any = modules["alu"].alu
@@ -355,7 +463,7 @@ class Copy:
             6: m.ArrayMap(8, 2, "two"),
         }
         spec = (spec or self.proto.body(16))._replace(insns_max=20_000)
-        return self.Program(code, spec, maps=maps, helpers=self.helpers, budget=20_000)
+        return self.Program(code, spec, maps=maps, helpers=self.helpers, kfuncs=self.kfuncs, budget=20_000)
 
 
 @contextmanager
@@ -497,13 +605,13 @@ def randoms(copy: Copy, count: int = 700) -> str:
         except copy.VerifierError:
             continue
         for memory in memories:
-            if why := _followed(copy, program, memory):
+            if why := followed(copy, program, memory):
                 return f"random program {number}: {why}"
     return ""
 
 
-def _followed(copy: Copy, program: Any, memory: bytes) -> str:
-    """Interprets with an eye on the proof."""
+def followed(copy: Any, program: Any, memory: bytes, again: Callable[[], object] = lambda: None) -> str:
+    """Interprets with an eye on the proof, then runs the translation; ``again`` makes the maps what they were."""
     before, scalar = program.proof.before, copy.values.Scalar
     wrong: list[str] = []
     step = program.machine._step
@@ -528,6 +636,7 @@ def _followed(copy: Copy, program: Any, memory: bytes) -> str:
         del program.machine._step
     if wrong:
         return wrong[0]
+    again()
     return "" if program.run(bytearray(memory)) == interpreted else "the translation differs from the interpreter"
 
 

@@ -6,12 +6,13 @@ region: what counts is where it is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from uxk.bpf import insn as i
 from uxk.bpf.disasm import ADDR_SPACE_CAST
 from uxk.bpf.insn import FRAME, Insn
-from uxk.bpf.state import State
+from uxk.bpf.state import State, unset
 from uxk.bpf.structure import CAST_KERN
 from uxk.bpf.values import UNKNOWN, Handle, Pointer, Scalar, Space, Value, compute, const
 
@@ -20,7 +21,7 @@ VARIABLE_MAX: Final = 1 << 29
 """Largest distance that a pointer may move at once (BPF_MAX_VAR_OFF)."""
 
 
-def arithmetic(insn: Insn, state: State, *, arena: bool) -> str:
+def arithmetic(insn: Insn, state: State, fresh: Callable[[], int], *, arena: bool) -> str:
     """Applies an arithmetic instruction to the registers; why it is refused, or empty."""
     regs = state.regs
     if insn.dst == FRAME:
@@ -29,17 +30,19 @@ def arithmetic(insn: Insn, state: State, *, arena: bool) -> str:
         return _unary(insn, regs)
     source: Value = regs[insn.src] if insn.by_register else const(insn.imm)
     if source is None:
-        return f"reads r{insn.src}, which was not written on every path"
+        return unset(insn.src)
     if insn.op == i.MOV:
+        if insn.by_register:
+            source = state.tie(insn.src, fresh)
         return _move(insn, regs, source, arena=arena)
     left = regs[insn.dst]
     if left is None:
-        return f"reads r{insn.dst}, which was not written on every path"
+        return unset(insn.dst)
     if isinstance(left, Scalar) and isinstance(source, Scalar):
         off = insn.off if insn.op in (i.DIV, i.MOD) else 0
         regs[insn.dst] = compute(insn.op, off, 64 if insn.cls == i.ALU64 else 32, left, source)
         return ""
-    if _in_arena(left) or _in_arena(source):
+    if (_in_arena(left) or _in_arena(source)) and not _elsewhere(left) and not _elsewhere(source):
         regs[insn.dst] = Pointer(ARENA, 0, 0)
         return "" if insn.cls == i.ALU64 else "32-bit arithmetic on a pointer"
     return _pointer(insn, regs, left, source)
@@ -49,10 +52,14 @@ def _in_arena(value: Value) -> bool:
     return isinstance(value, Pointer) and value.space.kind == "arena"
 
 
+def _elsewhere(value: Value) -> bool:
+    return not isinstance(value, Scalar) and not _in_arena(value)
+
+
 def _unary(insn: Insn, regs: list[Value]) -> str:
     value = regs[insn.dst]
     if value is None:
-        return f"reads r{insn.dst}, which was not written on every path"
+        return unset(insn.dst)
     if not isinstance(value, Scalar):
         return f"arithmetic on r{insn.dst}, a pointer: {value}"
     regs[insn.dst] = UNKNOWN  # as in Linux, for byte swaps and negations alike
@@ -87,7 +94,7 @@ def _pointer(insn: Insn, regs: list[Value], left: Value, right: Value) -> str:
     if isinstance(left, Pointer) and isinstance(right, Pointer):
         return f"arithmetic on two pointers: {left} and {right}"
     if isinstance(left, Scalar) and insn.op == i.SUB:
-        return f"takes a pointer from a number: {right}"
+        return f"subtracts a pointer from a number: {right}"
     pointer, number = (right, left) if isinstance(left, Scalar) else (left, right)
     assert isinstance(pointer, Pointer)  # what is left of the cases above
     assert isinstance(number, Scalar)
@@ -103,12 +110,15 @@ def _pointer(insn: Insn, regs: list[Value], left: Value, right: Value) -> str:
 def _moved(pointer: Pointer, number: Scalar, *, subtract: bool) -> Pointer | str:
     low, high = (-number.smax, -number.smin) if subtract else (number.smin, number.smax)
     if low <= -VARIABLE_MAX or high >= VARIABLE_MAX:
-        return f"moves {pointer} by {number}, which has no bounds"
+        advice = "" if number.known else "; mask it, or compare it with a bound first"
+        return f"moves {pointer} by {number}, too far{advice}"
     moved = Pointer(pointer.space, pointer.low + low, pointer.high + high)
     if pointer.space.kind == "object":
         return "arithmetic on an object"
     if pointer.space.kind == "stack" and low != high:
         return f"moves {pointer} by {number}; a pointer to the stack only moves by what is known"
+    if low < 0 and low != high:
+        return f"may move {pointer} by {low}, and by how much varies; expected 0 or more"
     if moved.low <= -VARIABLE_MAX or moved.high >= VARIABLE_MAX:
-        return f"moves {pointer} by {number}, too far away"
+        return f"moves {pointer} by {number}, too far"
     return moved

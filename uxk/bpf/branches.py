@@ -5,11 +5,12 @@ Models is_branch_taken and regs_refine_cond_op of kernel/bpf/verifier.c, on inte
 
 from __future__ import annotations
 
-from typing import Final
+from itertools import product
+from typing import Final, NamedTuple
 
 from uxk.bpf import insn as i
 from uxk.bpf.insn import M32, M64, s32
-from uxk.bpf.values import S64_MAX, S64_MIN, Scalar, above, bounded, const, meet
+from uxk.bpf.values import S64_MAX, S64_MIN, Scalar, above, bounded, const, either, meet
 
 OPPOSITE: Final = {
     i.JEQ: i.JNE, i.JNE: i.JEQ, i.JGT: i.JLE, i.JLE: i.JGT, i.JGE: i.JLT, i.JLT: i.JGE,
@@ -23,43 +24,62 @@ Sides = tuple[Scalar, Scalar]
 def outcomes(op: int, bits: int, a: Scalar, b: Scalar) -> tuple[Sides | None, Sides | None]:
     """(left, right) where the jump is taken, and where it is not; None where that cannot be."""
     if op == i.JSET:
-        return _jset(bits, a, b)
+        return _jset(M64 if bits == 64 else M32, a, b)
     if bits == 32:
-        a32, b32 = _narrow(op, a), _narrow(op, b)
-        if a32 is None or b32 is None:
-            return _halves(op, a, b)
-        return _kept(a, b, a32, b32, assume(op, a32, b32)), _kept(a, b, a32, b32, assume(OPPOSITE[op], a32, b32))
+        return _narrow(op, a, b), _narrow(OPPOSITE[op], a, b)
     return assume(op, a, b), assume(OPPOSITE[op], a, b)
 
 
-def _narrow(op: int, a: Scalar) -> Scalar | None:
-    """A number that compares in 64 bits as the low half of this one does in 32; None if there is none."""
-    unsigned = op in (i.JEQ, i.JNE, i.JGT, i.JGE, i.JLT, i.JLE)
-    if a.umax <= (M32 if unsigned else M32 >> 1):
-        return a
+def _narrow(op: int, a: Scalar, b: Scalar) -> Sides | None:
+    """Both numbers, given that the comparison of their low halves holds; None if it cannot."""
+    found: Sides | None = None
+    unsigned = op in (i.JEQ, i.JNE, *_MIRROR)
+    for left, right in product(_pieces(a, unsigned=unsigned), _pieces(b, unsigned=unsigned)):
+        sides = assume(op, left.low, right.low)
+        if sides is not None:
+            pair = left.whole(sides[0]), right.whole(sides[1])
+            found = pair if found is None else (either(found[0], pair[0]), either(found[1], pair[1]))
+    return found
+
+
+class _Piece(NamedTuple):
+    """``low``: the low halves, read as 32-bit numbers, of a part of ``of``.
+
+    ``distance``: from them to that part; None if they tell nothing of the numbers.
+    """
+
+    of: Scalar
+    low: Scalar
+    distance: int | None
+
+    def whole(self, low: Scalar) -> Scalar:
+        """The numbers with these low halves."""
+        if self.distance is None:
+            return self.of
+        return meet(self.of, bounded(low.smin + self.distance, low.smax + self.distance)) or self.of
+
+
+def _pieces(a: Scalar, *, unsigned: bool) -> list[_Piece]:
+    """``a`` in parts over which the low half, read as a signed or an unsigned number, grows with it."""
     if a.known:
-        return const(a.umin & M32 if unsigned else s32(a.umin))
-    return None
+        return [_Piece(a, const(a.umin & M32 if unsigned else s32(a.umin)), None)]
+    least, most = (0, M32) if unsigned else (-1 << 31, M32 >> 1)
+    found: list[_Piece] = []
+    if a.smin >= -1 << 31 and a.smax <= M32:
+        for distance in (0, -1 << 32 if unsigned else 1 << 32):
+            part = meet(a, bounded(least + distance, most + distance))
+            if part is not None:
+                found.append(_Piece(a, bounded(part.smin - distance, part.smax - distance), distance))
+    return found or [_Piece(a, bounded(least, most), None)]
 
 
-def _kept(a: Scalar, b: Scalar, a32: Scalar, b32: Scalar, sides: Sides | None) -> Sides | None:
-    """What was learnt of the numbers themselves, not of stand-ins for them."""
-    return sides and (sides[0] if a32 is a else a, sides[1] if b32 is b else b)
-
-
-def _halves(op: int, a: Scalar, b: Scalar) -> tuple[Sides | None, Sides | None]:
-    """Low halves of numbers that have more: decided only between known ones, and nothing is learnt."""
-    if not (a.known and b.known):
-        return (a, b), (a, b)
-    from uxk.bpf.alu import holds
-
-    return ((a, b), None) if holds(i.JMP32 | op, a.umin, b.umin) else (None, (a, b))
-
-
-def _jset(bits: int, a: Scalar, b: Scalar) -> tuple[Sides | None, Sides | None]:
-    mask = M64 if bits == 64 else M32
+def _jset(mask: int, a: Scalar, b: Scalar) -> tuple[Sides | None, Sides | None]:
+    """Where the jump is not taken, the bits of a known mask are zero."""
     if a.known and b.known:
         return ((a, b), None) if a.umin & b.umin & mask else (None, (a, b))
+    if b.known and a.umax <= mask:
+        clear = meet(a, above(0, mask & ~b.umin))
+        return (a, b), (clear, b) if clear else None
     return (a, b), (a, b)
 
 
@@ -102,7 +122,7 @@ def _without(a: Scalar, b: Scalar) -> Scalar | None:
         return a
     if a.known:
         return None if a.umin == b.umin else a
-    smin, smax, umin, umax = a
+    smin, smax, umin, umax = a[:4]
     if smin == b.smin:
         smin += 1
     if smax == b.smin:

@@ -6,28 +6,29 @@ from collections.abc import Callable
 
 from uxk.bpf import insn as i
 from uxk.bpf.insn import Insn
-from uxk.bpf.loads import Outcome
 from uxk.bpf.proto import Arg, MapShape, Proto, Ret, Spec
-from uxk.bpf.state import State
-from uxk.bpf.values import SIZED, UNKNOWN, Handle, Pointer, Scalar, Space, Value
+from uxk.bpf.state import State, unset
+from uxk.bpf.values import UNKNOWN, Handle, Pointer, Scalar, Space, Value
 
 
-def helper_call(insn: Insn, state: State, spec: Spec, fresh: Callable[[], int]) -> Outcome:
-    """Applies a call; why it is refused, or empty, and the lowest offset of the own stack that it reaches."""
+def helper_call(insn: Insn, state: State, spec: Spec, fresh: Callable[[], int]) -> str:
+    """Applies a call; why it is refused, or empty."""
     kfunc = insn.src == i.CALL_KFUNC
     what = f"{'kfunc' if kfunc else 'helper'} {insn.imm}"
-    proto = (spec.kfuncs if kfunc else spec.helpers).get(insn.imm)
+    table = spec.kfuncs if kfunc else spec.helpers
+    proto = table.get(insn.imm)
     if proto is None or insn.off:
-        return f"{what} may not be called here", 0
+        there = ", ".join(f"{number} ({each.name})" for number, each in sorted(table.items()))
+        return f"{what} may not be called here; expected {there or 'none'}"
     call = _Call(state, spec, proto)
     for number, arg in enumerate(proto.args, 1):
         if why := call.argument(number, arg):
-            return f"{proto.name}: {why}", 0
+            return f"{proto.name}: {why}"
     state.regs[1:6] = [None] * 5
     state.regs[0] = _result(proto, call.shape, call.map_number, state, fresh)
     if call.released:
         state.forget(call.released)
-    return "", call.lowest
+    return ""
 
 
 def _result(proto: Proto, shape: MapShape | None, number: int, state: State, fresh: Callable[[], int]) -> Value:
@@ -46,13 +47,13 @@ class _Call:
     def __init__(self, state: State, spec: Spec, proto: Proto) -> None:
         self._state, self._spec, self._proto = state, spec, proto
         self.shape: MapShape | None = None
-        self.map_number = self.lowest = self.released = 0
+        self.map_number = self.released = 0
 
     def argument(self, number: int, arg: Arg) -> str:
         """Why an argument is refused, or empty."""
         value = self._state.regs[number]
         if value is None:
-            return f"reads r{number}, which was not written on every path"
+            return unset(number)
         match arg:
             case Arg.NUMBER | Arg.LENGTH:
                 return "" if isinstance(value, Scalar) else f"r{number} is {value}; expected {arg.value}"
@@ -81,6 +82,8 @@ class _Call:
     def _object(self, number: int, value: Value) -> str:
         if not isinstance(value, Pointer) or value.space.kind != "object" or value.null:
             return f"r{number} is {value}; expected an object that was looked up and compared with 0"
+        if value.space.number not in self._state.references:
+            return f"r{number} is {value}, which was released"
         if self._proto.releases:
             self.released = value.space.number
         return ""
@@ -110,8 +113,7 @@ class _Call:
                 return f"r{number} points to a pointer on the stack at {off}"
             if not write and frame.read(off, 1) is None:
                 return f"byte {off} of the stack was not written on every path"
-            if write and off < value.low + least:
-                frame.write(off, 1, SIZED[1])
-        if space.number == len(self._state.frames) - 1:
-            self.lowest = min(self.lowest, value.low)
+        if write:
+            frame.fill(value.low, least, most)
+        frame.depth.reach(value.low)
         return ""

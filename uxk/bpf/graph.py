@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Final
 
 from uxk.bpf import insn as i
 from uxk.bpf.disasm import line
 from uxk.bpf.errors import VerifierError
 from uxk.bpf.insn import Insn
+
+FUNCTIONS_MAX: Final = 256
+"""Functions of a program, the main one included, as in Linux (BPF_MAX_SUBPROGS)."""
 
 
 def successors(insns: Sequence[Insn], pc: int) -> tuple[int, ...]:
@@ -33,6 +38,8 @@ class Graph:
         self.insns = insns
         starts = {0} | {pc + 1 + insn.imm for pc, insn in enumerate(insns) if pc not in second and insn.is_local_call}
         self.starts = sorted(starts)
+        if len(starts) > FUNCTIONS_MAX:
+            raise VerifierError(self.starts[FUNCTIONS_MAX], f"{len(starts)} functions; at most {FUNCTIONS_MAX}")
         self._second = second
         self.order: dict[int, int] = {}
         for index, start in enumerate(self.starts):
@@ -83,7 +90,7 @@ class Graph:
             if pc not in self.order:
                 raise VerifierError(pc, "cannot be reached", line(self.insns, pc))
             if self.insns[pc].is_local_call:
-                home = max(start for start in self.starts if start <= pc)
+                home = self.starts[bisect_right(self.starts, pc) - 1]
                 inside[home].append(pc + 1 + self.insns[pc].imm)
         while todo:
             for callee in inside[todo.pop()]:

@@ -5,15 +5,14 @@ Models check_mem_access, check_stack_read, check_stack_write and check_atomic of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from uxk.bpf import insn as i
 from uxk.bpf.alu_rules import ARENA
 from uxk.bpf.insn import FRAME, Insn
 from uxk.bpf.proto import Spec
-from uxk.bpf.state import Frame, State
+from uxk.bpf.state import Frame, State, unset
 from uxk.bpf.values import SIGN_EXTENDED, SIZED, UNKNOWN, Handle, Pointer, Scalar, Space, Value, bounded, const
-
-Outcome = tuple[str, int]
-"""Why an access is refused, or empty; the lowest offset of the own stack that it reaches, or 0."""
 
 
 def immediate(insn: Insn, value: int, state: State, spec: Spec) -> str:
@@ -45,25 +44,25 @@ def immediate(insn: Insn, value: int, state: State, spec: Spec) -> str:
     return ""
 
 
-def access(insn: Insn, state: State, spec: Spec) -> Outcome:
-    """Applies a load, a store or an atomic operation."""
+def access(insn: Insn, state: State, spec: Spec, fresh: Callable[[], int]) -> str:
+    """Applies a load, a store or an atomic operation; why it is refused, or empty."""
     if insn.mode == i.ATOMIC:
         return _atomic(insn, state, spec)
     if insn.cls == i.LDX:
         return _load(insn, state, spec, insn.dst)
-    value: Value = state.regs[insn.src] if insn.cls == i.STX else const(insn.imm)
+    value: Value = state.tie(insn.src, fresh) if insn.cls == i.STX else const(insn.imm)
     if value is None:
-        return f"reads r{insn.src}, which was not written on every path", 0
+        return unset(insn.src)
     return _store(insn, state, value)
 
 
-def _load(insn: Insn, state: State, spec: Spec, dst: int) -> Outcome:
+def _load(insn: Insn, state: State, spec: Spec, dst: int) -> str:
     if dst == FRAME:
-        return "writes r10, the frame pointer", 0
+        return "writes r10, the frame pointer"
     size_bytes = insn.width_bytes
-    why, lowest = reach(state, insn.src, insn.off, size_bytes, write=False)
+    why = reach(state, insn.src, insn.off, size_bytes, write=False)
     if why:
-        return why, 0
+        return why
     base = state.regs[insn.src]
     assert isinstance(base, Pointer)
     value: Value = SIZED[size_bytes]
@@ -71,41 +70,41 @@ def _load(insn: Insn, state: State, spec: Spec, dst: int) -> Outcome:
         frame = state.frames[base.space.number]
         off = base.low + insn.off
         if frame.holds_pointer(off) and size_bytes != 8:
-            return f"reads {size_bytes} bytes of a pointer on the stack at {off}", 0
+            return f"reads {sized(size_bytes)} of a pointer on the stack at {off}"
         value = frame.read(off, size_bytes)
         if value is None:
-            return f"reads {size_bytes} bytes of the stack at {off}, not all of which were written on every path", 0
+            return f"reads {sized(size_bytes)} of the stack at {off}, not all of which were written on every path"
     elif base.space.kind == "memory" and base.low == base.high and size_bytes == 8:
         value = spec.fields.get(base.low + insn.off, UNKNOWN)
     if insn.mode == i.MEMSX:
         value = bounded(*SIGN_EXTENDED[size_bytes])
     state.regs[dst] = value
-    return "", lowest
+    return ""
 
 
-def _store(insn: Insn, state: State, value: Value) -> Outcome:
+def _store(insn: Insn, state: State, value: Value) -> str:
     size_bytes = insn.width_bytes
-    why, lowest = reach(state, insn.dst, insn.off, size_bytes, write=True)
+    why = reach(state, insn.dst, insn.off, size_bytes, write=True)
     if why:
-        return why, 0
+        return why
     base = state.regs[insn.dst]
     assert isinstance(base, Pointer)
     if base.space.kind != "stack":
         if not isinstance(value, Scalar):
-            return f"writes a pointer to {base.space}: {value}", 0
-        return "", lowest
+            return f"writes a pointer to {base.space}: {value}"
+        return ""
     frame, off = state.frames[base.space.number], base.low + insn.off
     if not isinstance(value, Scalar) and size_bytes != 8:
-        return f"writes {size_bytes} bytes of a pointer: {value}", 0
+        return f"writes {sized(size_bytes)} of a pointer: {value}"
     if frame.holds_pointer(off) and size_bytes != 8:
-        return f"overwrites {size_bytes} bytes of a pointer on the stack at {off}", 0
-    if isinstance(value, Pointer) and value.space.kind == "stack" and value.space.number > base.space.number:
-        return "leaves a pointer to its own stack with its caller", 0
+        return f"overwrites {sized(size_bytes)} of a pointer on the stack at {off}"
+    if isinstance(value, Pointer) and value.space.kind == "stack" and base.space.number < len(state.frames) - 1:
+        return f"leaves {value}, an address on the stack, on the stack of a caller"
     frame.write(off, size_bytes, value)
-    return "", lowest
+    return ""
 
 
-def _atomic(insn: Insn, state: State, spec: Spec) -> Outcome:
+def _atomic(insn: Insn, state: State, spec: Spec) -> str:
     load, size_bytes = insn.imm == i.LOAD_ACQ, insn.width_bytes
     base_register = insn.src if load else insn.dst
     base = state.regs[base_register]
@@ -114,60 +113,69 @@ def _atomic(insn: Insn, state: State, spec: Spec) -> Outcome:
         and base.space.kind != "arena"
         and (base.low != base.high or (base.low + insn.off) % size_bytes)
     ):
-        return f"an atomic operation at {base}{insn.off:+d}; expected a multiple of {size_bytes}", 0
+        return f"an atomic operation at {base}{insn.off:+d}; expected a multiple of {size_bytes}"
     if load:
         return _load(insn, state, spec, insn.dst)
     for register in (insn.src, *((0,) if insn.imm == i.CMPXCHG else ())):
         value = state.regs[register]
         if value is None:
-            return f"reads r{register}, which was not written on every path", 0
+            return unset(register)
         if not isinstance(value, Scalar):
-            return f"an atomic operation with r{register}, a pointer: {value}", 0
+            return f"an atomic operation with r{register}, a pointer: {value}"
     if insn.imm == i.STORE_REL:
         return _store(insn, state, state.regs[insn.src])
     fetched = 0 if insn.imm == i.CMPXCHG else insn.src if insn.imm & i.FETCH else None
     if fetched == FRAME:
-        return "writes r10, the frame pointer", 0
-    why, lowest = reach(state, insn.dst, insn.off, size_bytes, write=True)
+        return "writes r10, the frame pointer"
+    why = reach(state, insn.dst, insn.off, size_bytes, write=True)
     if why:
-        return why, 0
+        return why
     assert isinstance(base, Pointer)
+    if base.space == ARENA and fetched is not None and insn.imm & 0xF0 in (i.OR, i.AND, i.XOR):
+        return "an atomic or, and, xor that fetches, in the arena: Linux on x86-64 has none"
     if base.space.kind == "stack":
         frame: Frame = state.frames[base.space.number]
         off = base.low + insn.off
         if frame.holds_pointer(off):
-            return f"an atomic operation on a pointer on the stack at {off}", 0
+            return f"an atomic operation on a pointer on the stack at {off}"
         if frame.read(off, size_bytes) is None:
-            return f"reads {size_bytes} bytes of the stack at {off}, not all of which were written on every path", 0
+            return f"reads {sized(size_bytes)} of the stack at {off}, not all of which were written on every path"
         frame.write(off, size_bytes, SIZED[size_bytes])
     if fetched is not None:
         state.regs[fetched] = SIZED[size_bytes]
-    return "", lowest
+    return ""
 
 
-def reach(state: State, register: int, off: int, size_bytes: int, *, write: bool) -> Outcome:
+def sized(size_bytes: int) -> str:
+    """Bytes, in words."""
+    return "1 byte" if size_bytes == 1 else f"{size_bytes} bytes"
+
+
+def reach(state: State, register: int, off: int, size_bytes: int, *, write: bool) -> str:
     """Whether ``size_bytes`` at the pointer in a register, and ``off`` on, are all its own."""
     base = state.regs[register]
     if base is None:
-        return f"reads r{register}, which was not written on every path", 0
+        return unset(register)
     if not isinstance(base, Pointer):
-        return f"r{register} is no pointer: {base}", 0
+        what = "a number" if isinstance(base, Scalar) else "not an address; look a value up in it first"
+        return f"r{register} is {base}, {what}{'; expected an address' if isinstance(base, Scalar) else ''}"
     if base.null:
-        return f"r{register} may be null; compare it with 0 first", 0
+        return f"r{register} may be null; compare it with 0 first"
     space, low, high = base.space, base.low + off, base.high + off
     if space == ARENA:
-        return "", 0
+        return ""
     if space.kind == "object":
-        return f"r{register} is an object, whose inside is not to be touched", 0
+        return f"r{register} is an object, whose inside is not to be touched"
     if write and not space.writable:
-        return f"writes to {space}, which is read-only", 0
+        return f"writes to {space}, which is read-only"
     if space.kind == "stack":
         if low % size_bytes:
-            return f"{size_bytes} bytes of the stack at {low}; expected a multiple of {size_bytes}", 0
+            return f"{sized(size_bytes)} of the stack at {low}; expected a multiple of {size_bytes}"
         if not -i.STACK_BYTES <= low <= -size_bytes:
-            return f"{size_bytes} bytes of the stack at {low}; expected -{i.STACK_BYTES} to -{size_bytes}", 0
-        return "", low if space.number == len(state.frames) - 1 else 0
+            return f"{sized(size_bytes)} of the stack at {low}; expected -{i.STACK_BYTES} to -{size_bytes}"
+        state.frames[space.number].depth.reach(low)
+        return ""
     if low < 0 or high + size_bytes > space.size_bytes:
         where = f"{low}" if low == high else f"{low}..{high}"
-        return f"{size_bytes} bytes of {space} at {where}; it has {space.size_bytes}", 0
-    return "", 0
+        return f"{sized(size_bytes)} of {space} at {where}; it has {space.size_bytes}"
+    return ""

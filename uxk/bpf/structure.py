@@ -50,7 +50,7 @@ def _alu_problem(insn: Insn) -> str:
         if wide and insn.by_register:
             return _unknown(insn)
         if insn.src or insn.off or insn.imm not in (16, 32, 64):
-            return "a byte swap of 16, 32 or 64 bits, its other fields zero"
+            return f"swaps {insn.imm} bits; expected 16, 32 or 64, and other fields of zero"
         return ""
     if insn.op == i.NEG:
         if insn.by_register:
@@ -65,7 +65,7 @@ def _alu_problem(insn: Insn) -> str:
     else:
         allowed = (0, 1) if insn.op in (i.DIV, i.MOD) else (0,)
     if insn.off not in allowed:
-        return f"offset {insn.off}; expected one of {', '.join(map(str, allowed))}"
+        return f"offset {insn.off}; expected {' or '.join(map(str, allowed))}"
     if not insn.by_register and insn.op in (i.DIV, i.MOD) and not insn.imm:
         return "division by zero"
     if not insn.by_register and insn.op in (i.LSH, i.RSH, i.ARSH) and not 0 <= insn.imm < bits:
@@ -88,7 +88,7 @@ def _jump_problem(insn: Insn) -> str:
         return "unused fields must be zero" if insn.dst or insn.src or insn.imm else ""
     if insn.op == i.CALL:
         if insn.by_register:
-            return "a call through a register"
+            return "a call through a register; expected a helper, a kfunc or a function of the program"
         if insn.dst or (insn.off and insn.src != i.CALL_KFUNC) or insn.src > i.CALL_KFUNC:
             return "unused fields must be zero"
         return ""

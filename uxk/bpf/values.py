@@ -17,12 +17,16 @@ S64_MAX: Final = (1 << 63) - 1
 
 
 class Scalar(NamedTuple):
-    """A number, bounded as signed and as unsigned."""
+    """A number, bounded as signed and as unsigned.
+
+    ``tied`` is not 0 where the number was copied: all copies carry the same, and what is learnt of one holds of all.
+    """
 
     smin: int
     smax: int
     umin: int
     umax: int
+    tied: int = 0
 
     @property
     def known(self) -> bool:
@@ -32,9 +36,10 @@ class Scalar(NamedTuple):
     def __str__(self) -> str:
         if self.known:
             return str(self.smin)
-        if self == UNKNOWN:
+        if self[:4] == UNKNOWN[:4]:
             return "any number"
-        return f"{self.smin}..{self.smax}" if self.smin >= 0 or self.umin == 0 else f"{self.umin:#x}..{self.umax:#x}"
+        signed_tells = self.smin > S64_MIN or self.smax < S64_MAX
+        return f"{self.smin}..{self.smax}" if signed_tells else f"{self.umin:#x}..{self.umax:#x}"
 
 
 class Space(NamedTuple):
@@ -46,7 +51,8 @@ class Space(NamedTuple):
     number: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kind}{f' {self.number}' if self.kind != 'memory' else ''}"
+        plain = self.kind == "memory" or (self.kind == "stack" and not self.number)
+        return self.kind if plain else f"{self.kind} {self.number}"
 
 
 class Pointer(NamedTuple):
@@ -119,12 +125,18 @@ def meet(a: Scalar, b: Scalar) -> Scalar | None:
     return Scalar(smin, smax, umin, umax) if smin <= smax and umin <= umax else None
 
 
+def either(a: Scalar, b: Scalar) -> Scalar:
+    """What is in one of both."""
+    tied = a.tied if a.tied == b.tied else 0
+    return Scalar(min(a.smin, b.smin), max(a.smax, b.smax), min(a.umin, b.umin), max(a.umax, b.umax), tied)
+
+
 def join(a: Value, b: Value) -> Value:
     """What holds on both of two paths."""
     if a == b:
         return a
     if isinstance(a, Scalar) and isinstance(b, Scalar):
-        return Scalar(min(a.smin, b.smin), max(a.smax, b.smax), min(a.umin, b.umin), max(a.umax, b.umax))
+        return either(a, b)
     if isinstance(a, Pointer) and isinstance(b, Pointer) and a.space == b.space and a.null == b.null and not a.null:
         if a.space.kind == "stack":
             return None
@@ -137,7 +149,8 @@ def widen(a: Value, b: Value) -> Value:
     if a == b:
         return a
     if isinstance(a, Scalar) and isinstance(b, Scalar):
-        return a if join(a, b) == a else UNKNOWN
+        grown = either(a, b)
+        return grown if grown[:4] == a[:4] else UNKNOWN
     joined = join(a, b)
     return joined if joined == a else None
 
