@@ -187,5 +187,5 @@ def replaced(document: str, name: str, text: str) -> str:
     pattern = rf"(<!-- figures: {re.escape(name)} -->\n).*?(<!-- /figures -->)"
     made, count = re.subn(pattern, lambda match: f"{match[1]}{text}\n{match[2]}", document, flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f"docs/methods.md: {count} places for the figures {name!r}, expected 1")
+        raise ValueError(f"{count} places for the figures {name!r} in the document, expected 1")
     return made
