@@ -106,8 +106,11 @@ class Bytes(Access):
         return "machine, memory, stack, r1, r2" if main else "machine, memory, stack, r1, r2, r3, r4, r5, r10"
 
     def prologue(self, *, main: bool) -> Lines:
-        """The frame pointer."""
-        return [f"r10 = {STACK_TOP}"] if main else []
+        """The frame pointer; and what may be passed on, or returned, although nobody looks at it."""
+        if not main:
+            return ["r0 = 0"]
+        calls = any(insn.cls == i.JMP and insn.op == i.CALL for insn in self._proof.insns)
+        return [f"r10 = {STACK_TOP}", *(["r3 = r4 = r5 = 0"] if calls else [])]
 
     def statements(self, pc: int, insn: Insn, before: list[Value]) -> Lines:
         """By the kind of access."""

@@ -1,6 +1,7 @@
 """Assembler for the text form that LLVM reads (``r0 = 1``, ``if r1 s> 5 goto loop``, ``exit``), with labels.
 
 A line holds one instruction; ``name:`` before it, or alone, is a label; ``#``, ``//`` and ``;`` begin a comment.
+``.insn`` with five numbers is any slot at all.
 Sources: LLVM's BPFInstrInfo.td for the text, RFC 9669 for the bytes.
 """
 
@@ -11,9 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from uxk.bpf import insn as i
+from uxk.bpf.asm_hints import expected, short
 from uxk.bpf.disasm import ADDR_SPACE_CAST, ALU_SIGN, FETCH_NAME, JUMP_SIGN, SIZE_NAME
 from uxk.bpf.errors import AssemblyError
+from uxk.bpf.helpers import NUMBERS
 from uxk.bpf.insn import Insn
+from uxk.core.suggest import did_you_mean
 
 Target = int | str
 """A distance in slots, or a label."""
@@ -25,17 +29,23 @@ _SIGN_JUMP: Final = {sign: op for op, sign in JUMP_SIGN.items()}
 _SIZE: Final = {name: size for size, name in SIZE_NAME.items()}
 _FETCH: Final = {name: op for op, name in FETCH_NAME.items()}
 _INT = r"[-+]?(?:0[xX][0-9a-fA-F]+|\d+)"
-_REG = r"(?:r10|[rw]\d)"
+_REG = r"[rw](?:10|\d)"
 _TO = r"(?P<to>[-+]\d+|[A-Za-z_.$][\w.$]*)"
 _MEM = r"\*\s*\(\s*(?P<size>[us](?:8|16|32|64))\s*\*\s*\)\s*\(\s*(?P<base>r10|r\d)\s*(?:(?P<off>[-+]\s*\w+)\s*)?\)"
 _POINTER = r"\(\s*(?P<size>u(?:8|16|32|64))\s*\*\s*\)\s*\(\s*(?P<base>r10|r\d)\s*(?:(?P<off>[-+]\s*\w+)\s*)?\)"
 _PLACE = r"(?P<base>r10|r\d)\s*(?P<off>[-+]\s*\w+)"
+_LABEL: Final = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:", re.ASCII)
+_COMMENT: Final = re.compile(r"(?<!kfunc)#|//|;")
+_LINE_END: Final = re.compile(r"\r\n?|\n")
+_NUMBER: Final = re.compile(_INT, re.ASCII)
+_DIGITS_MAX: Final = 40
+"""Longer numbers are not read at all."""
 
 
 def assemble(text: str, *, symbols: Mapping[str, int] | None = None) -> bytes:
-    """The program that ``text`` describes.  ``call NAME`` looks for a label, then for a helper's number in ``symbols``.
+    """The program that ``text`` describes.  ``call NAME`` looks for a label, then in ``symbols`` (None: uxk's helpers).
 
-    Raises ``AssemblyError`` with the line's number.
+    Raises ``AssemblyError`` with line, column, what stands there and what was expected.
     """
     return i.encode(parse(text, symbols=symbols))
 
@@ -44,64 +54,76 @@ def parse(text: str, *, symbols: Mapping[str, int] | None = None) -> list[Insn]:
     """Like ``assemble``, as slots."""
     insns: list[Insn] = []
     labels: dict[str, int] = {}
-    fixes: list[tuple[int, str, int]] = []
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = re.split(r"#(?!\d)|//|;", raw, maxsplit=1)[0].strip()
-        while found := re.match(r"([A-Za-z_.$][\w.$]*)\s*:\s*", line):
+    fixes: list[tuple[int, str, int, int]] = []
+    for number, raw in enumerate(_LINE_END.split(text), 1):
+        comment, at = _COMMENT.search(raw), 0
+        code = raw[: comment.start()] if comment else raw
+        while found := _LABEL.match(code, at):
             if found[1] in labels:
-                raise AssemblyError(number, f"label {found[1]!r} is there already, at instruction {labels[found[1]]}")
+                why = f"label {short(found[1])} is there already, at instruction {labels[found[1]]}; expected a new one"
+                raise AssemblyError(number, why, found.start(1) + 1)
             labels[found[1]] = len(insns)
-            line = line[found.end() :]
+            at = found.end()
+        line = code[at:].strip()
         if not line:
             continue
-        slots, target = _line(line, number)
+        column = code.index(line, at) + 1
+        slots, target = _line(line, number, column)
         if isinstance(target, str):
-            fixes.append((len(insns), target, number))
+            fixes.append((len(insns), target, number, column + line.rindex(target)))
         insns += slots
-    for pc, label, number in fixes:
-        insns[pc] = _resolve(insns[pc], pc, label, labels, symbols or {}, number)
+    for pc, label, number, column in fixes:
+        try:
+            insns[pc] = _resolve(insns[pc], pc, label, labels, NUMBERS if symbols is None else symbols)
+        except _Wrong as exc:
+            raise AssemblyError(number, str(exc), column) from None
     return insns
 
 
-def _resolve(
-    insn: Insn, pc: int, label: str, labels: Mapping[str, int], symbols: Mapping[str, int], number: int
-) -> Insn:
+def _resolve(insn: Insn, pc: int, label: str, labels: Mapping[str, int], symbols: Mapping[str, int]) -> Insn:
     if label in labels:
         distance = labels[label] - pc - 1
         if insn.opcode in (i.CALL_INSN, i.GOTOL):
             return insn._replace(imm=distance, src=i.CALL_LOCAL if insn.opcode == i.CALL_INSN else 0)
         if not -0x8000 <= distance <= 0x7FFF:
-            raise AssemblyError(number, f"label {label!r} is {distance} instructions away; expected at most 32767")
+            raise _Wrong(f"label {short(label)} is {distance} instructions away; expected -32768 to 32767", label)
         return insn._replace(off=distance)
     if insn.opcode == i.CALL_INSN and label in symbols:
         return insn._replace(imm=symbols[label])
+    known = [*labels, *symbols] if insn.opcode == i.CALL_INSN else list(labels)
     what = "function, label or helper" if insn.opcode == i.CALL_INSN else "label"
-    raise AssemblyError(number, f"no {what} {label!r}")
+    raise _Wrong(f"no {what} {short(label)}{did_you_mean(label, known)}", label)
 
 
-def _line(line: str, number: int) -> Parsed:
+def _line(line: str, number: int, column: int) -> Parsed:
     for pattern, build in _FORMS:
         found = pattern.fullmatch(line)
         if found:
             try:
                 return build(found, number)
             except _Wrong as exc:
-                raise AssemblyError(number, f"{line!r}: {exc}") from None
-    raise AssemblyError(number, f"{line!r} is no instruction")
+                at = max(line.find(exc.text), 0)
+                raise AssemblyError(number, f"{short(line)}: {exc}", column + at) from None
+    at, what = expected(line)
+    there = short(line[at:]) if at < len(line) else "the line ends"
+    raise AssemblyError(number, f"{short(line)} is no instruction: {there}; expected {what}", column + at)
 
 
 class _Wrong(Exception):
-    """What is wrong with the fields of a line."""
+    """What is wrong with the fields of a line; ``text``: where."""
+
+    def __init__(self, message: str, text: str = "") -> None:
+        super().__init__(message)
+        self.text = text
 
 
 def _int(text: str, low: int, high: int, what: str) -> int:
-    clean = text.replace(" ", "")
-    try:
-        value = int(clean, 16 if "x" in clean.lower() else 10)
-    except ValueError:
-        raise _Wrong(f"{text!r} is no number; expected {what}") from None
-    if not low <= value <= high:
-        raise _Wrong(f"{what} {value}; expected {low} to {high}")
+    clean = "".join(text.split())
+    if not _NUMBER.fullmatch(clean):
+        raise _Wrong(f"{short(text)} is no number; expected {what}, {low} to {high}", text)
+    value = int(clean, 16 if "x" in clean.lower() else 10) if len(clean) <= _DIGITS_MAX else None
+    if value is None or not low <= value <= high:
+        raise _Wrong(f"{what} {short(clean)[1:-1]}; expected {low} to {high}", text)
     return value
 
 
@@ -115,12 +137,12 @@ def _off(text: str | None) -> int:
 
 def _register(text: str, kind: str = "rw") -> int:
     if text[0] not in kind or int(text[1:]) >= i.REGISTERS:
-        raise _Wrong(f"no register {text!r} here; expected {kind[0]}0 to {kind[0]}10")
+        raise _Wrong(f"no register {text!r} here; expected {kind[0]}0 to {kind[0]}10", text)
     return int(text[1:])
 
 
 def _target(text: str) -> Target:
-    return int(text) if text[0] in "+-" else text
+    return _int(text, -(1 << 31), (1 << 31) - 1, "distance") if text[0] in "+-" else text
 
 
 def _alu(m: re.Match[str], number: int) -> Parsed:
@@ -238,7 +260,7 @@ def _if(m: re.Match[str], number: int) -> Parsed:
     opcode = (i.JMP if name == "r" else i.JMP32) | _SIGN_JUMP[m["sign"]]
     off = target if isinstance(target, int) else 0
     if not -0x8000 <= off <= 0x7FFF:
-        raise _Wrong(f"distance {off}; expected -32768 to 32767")
+        raise _Wrong(f"distance {off}; expected -32768 to 32767", m["to"])
     dst = _register(m["dst"])
     if re.fullmatch(_REG, source):
         return [Insn(opcode | i.X, dst, _register(source, name), off, 0)], target
@@ -249,9 +271,10 @@ def _goto(m: re.Match[str], number: int) -> Parsed:
     target, word = _target(m["to"]), m["word"]
     distance = target if isinstance(target, int) else 0
     if word == "gotol":
-        return [Insn(i.GOTOL, 0, 0, 0, _int(str(distance), -(1 << 31), (1 << 31) - 1, "distance"))], target
-    off = _int(str(distance), -0x8000, 0x7FFF, "distance")
-    return [Insn(i.MAY_GOTO if word == "may_goto" else i.JMP | i.JA, 0, 0, off, 0)], target
+        return [Insn(i.GOTOL, 0, 0, 0, distance)], target
+    if not -0x8000 <= distance <= 0x7FFF:
+        raise _Wrong(f"distance {distance}; expected -32768 to 32767", m["to"])
+    return [Insn(i.MAY_GOTO if word == "may_goto" else i.JMP | i.JA, 0, 0, distance, 0)], target
 
 
 def _call(m: re.Match[str], number: int) -> Parsed:
@@ -262,6 +285,10 @@ def _call(m: re.Match[str], number: int) -> Parsed:
     if m["name"]:
         return [Insn(i.CALL_INSN)], m["name"]
     return [Insn(i.CALL_INSN, 0, i.CALL_HELPER, 0, _imm(m["number"]))], None
+
+
+def _callx(m: re.Match[str], number: int) -> Parsed:
+    return [Insn(i.CALLX, _register(m["register"], "r"))], None
 
 
 def _exit(m: re.Match[str], number: int) -> Parsed:
@@ -286,7 +313,7 @@ _SOURCE = rf"(?P<source>{_REG}|{_INT})"
 _DST = rf"(?P<dst>{_REG})"
 _EXPECTED = rf"(?P<expected>{_REG})\s*,\s*(?P<source>{_REG})"
 _FORMS: Final[list[tuple[re.Pattern[str], Callable[[re.Match[str], int], Parsed]]]] = [
-    (re.compile(form), build)
+    (re.compile(form, re.ASCII), build)
     for form, build in (
         (r"exit", _exit),
         (rf"{_DST}\s*(?P<sign>{_alternatives(_SIGN_ALU)})\s*{_SOURCE}", _alu),
@@ -306,7 +333,8 @@ _FORMS: Final[list[tuple[re.Pattern[str], Callable[[re.Match[str], int], Parsed]
         (rf"store_release\(\s*{_POINTER}\s*,\s*(?P<source>{_REG})\s*\)", _release),
         (rf"if\s+{_DST}\s*(?P<sign>{_alternatives(_SIGN_JUMP)})\s*{_SOURCE}\s+goto\s+{_TO}", _if),
         (rf"(?P<word>goto|gotol|may_goto)\s+{_TO}", _goto),
-        (r"call\s+(?:pc(?P<local>[-+]\d+)|kfunc#(?P<kfunc>\d+)|(?P<number>\d+)|(?P<name>[A-Za-z_]\w*))", _call),
+        (r"call\s+(?:pc(?P<local>[-+]\d+)|kfunc#(?P<kfunc>\d+)|(?P<number>\d+)|(?P<name>[A-Za-z_.$][\w.$]*))", _call),
+        (r"callx\s+(?P<register>r10|r\d)", _callx),
         (r"\.insn\s+(?P<fields>[^,]+(?:,[^,]+){4})", _raw),
     )
 ]  # fmt: skip

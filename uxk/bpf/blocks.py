@@ -31,7 +31,7 @@ def blocks_of(proof: Proof, start: int) -> dict[int, Block]:
     while todo:
         pc = todo.pop()
         ways = live(proof, pc)
-        if len(ways) > 1 or proof.insns[pc].jumps:
+        if len(ways) > 1:
             leaders.update(ways)
         for target in ways:
             if target in seen:

@@ -10,11 +10,11 @@ class BpfError(UsageError):
 
 
 class AssemblyError(BpfError):
-    """A line that is no instruction; ``line`` counts from 1."""
+    """A line that is no instruction; ``line`` and ``column`` count from 1 (column 0: the whole line)."""
 
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
-        self.line = line
+    def __init__(self, line: int, message: str, column: int = 0) -> None:
+        super().__init__(f"line {line}{f', column {column}' if column else ''}: {message}")
+        self.line, self.column = line, column
 
 
 class VerifierError(BpfError):

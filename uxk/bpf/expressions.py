@@ -10,7 +10,7 @@ from typing import Final
 
 from uxk.bpf import insn as i
 from uxk.bpf.insn import M32, M64, Insn
-from uxk.bpf.values import S64_MAX, S64_MIN, Scalar, Value
+from uxk.bpf.values import S64_MAX, S64_MIN, Pointer, Scalar, Value
 
 WRAP: Final = f"({{0}} + {1 << 63} & {M64}) - {1 << 63}"
 """Brings any integer into signed 64-bit form."""
@@ -176,8 +176,10 @@ def _in(expression: str) -> str:
 
 
 def _fits(op: int, a: Value, b: Value) -> bool:
-    if not isinstance(a, Scalar) or not isinstance(b, Scalar):
+    if isinstance(a, Pointer) or isinstance(b, Pointer):
         return True  # an address and a distance: both far from 2**63
+    if not isinstance(a, Scalar) or not isinstance(b, Scalar):
+        return False  # a number on one visit, an address on another
     if op == i.MUL:
         ends = [x * y for x in (a.smin, a.smax) for y in (b.smin, b.smax)]
     elif op == i.ADD:

@@ -55,7 +55,7 @@ def _delete(machine: Machine, handle: int, key: int, _3: int, _4: int, _5: int) 
 def _ringbuf_output(machine: Machine, handle: int, data: int, size_bytes: int, flags: int, _5: int) -> int:
     ring = machine.maps[handle]
     assert isinstance(ring, RingBuffer)
-    return ring.output(machine.memory.take(data, size_bytes)) & M64
+    return ring.output(machine.memory.take(data, size_bytes), flags) & M64
 
 
 HELPERS: Final[Mapping[int, Function]] = {
@@ -70,6 +70,13 @@ HELPERS: Final[Mapping[int, Function]] = {
     ),
 }
 """Helpers that need nothing but maps."""
+
+
+NUMBERS: Final[Mapping[str, int]] = {
+    **{function.proto.name: number for number, function in HELPERS.items()}, "ktime_get_ns": KTIME,
+    "get_prandom_u32": PRANDOM,
+}  # fmt: skip
+"""Numbers of all helpers here by their names: text may call them so."""
 
 
 def with_kernel(now_ns: Callable[[], int], random_u32: Callable[[], int]) -> dict[int, Function]:

@@ -15,7 +15,7 @@ from uxk.bpf.errors import Fault
 from uxk.bpf.insn import M32, M64, Insn, imm64, signed
 from uxk.bpf.maps import Map
 from uxk.bpf.memory import Absent, Memory
-from uxk.bpf.structure import CAST_KERN, problem
+from uxk.bpf.structure import problem
 
 BUDGET_DEFAULT: Final = 10_000_000
 """Instructions that a run may execute."""
@@ -82,7 +82,7 @@ class Machine:
             if not 0 <= pc < size:
                 raise Fault(pc, f"ran out of the program, which has {size} instructions")
             if self.executed >= self._budget:
-                raise Fault(pc, f"has run {self._budget} instructions, the budget of a run")
+                raise spent(pc, self._budget)
             self.executed += 1
             insn = insns[pc]
             if insn.opcode == i.EXIT_INSN:
@@ -101,13 +101,19 @@ class Machine:
             else:
                 pc = self._step(pc, insn, regs)
 
+    def finish(self, pcs: Sequence[int], regs: list[int]) -> None:
+        """Executes instructions that follow one another: what is left of a budget, for a translated program."""
+        for pc in pcs:
+            if self.insns[pc].opcode != i.MAY_GOTO:
+                self._step(pc, self.insns[pc], regs)
+
     def _step(self, pc: int, insn: Insn, regs: list[int]) -> int:
         """Executes what neither calls a function of the program nor returns; the next slot."""
         cls = insn.cls
         if cls in (i.ALU, i.ALU64):
             self._check(pc, insn)
             if insn.op == i.MOV and insn.by_register and insn.off == ADDR_SPACE_CAST and cls == i.ALU64:
-                regs[insn.dst] = regs[insn.src] & M32 if insn.imm == CAST_KERN else regs[insn.src]
+                regs[insn.dst] = regs[insn.src] & M32  # either way: user space has the arena at address 0
             else:
                 right = regs[insn.src] if insn.by_register and insn.op != i.END else insn.imm
                 regs[insn.dst] = alu(insn.opcode, insn.off, regs[insn.dst], right)
@@ -149,14 +155,13 @@ class Machine:
         if why := self._problems[pc]:
             raise Fault(pc, why)
         if insn.op == i.CALL:
-            table, what = (self.kfuncs, "kfunc") if insn.src == i.CALL_KFUNC else (self.helpers, "helper")
-            function = table.get(insn.imm)
+            function = (self.kfuncs if insn.src == i.CALL_KFUNC else self.helpers).get(insn.imm)
             if function is None:
-                raise Fault(pc, f"calls {what} {insn.imm}, which is not there")
+                raise Fault(pc, f"calls {callee(insn)}, which is not there")
             try:
                 regs[0] = function(self, *regs[1:6]) & M64
             except Absent as exc:
-                raise Fault(pc, f"{what} {insn.imm}: {exc}") from None
+                raise Fault(pc, f"{callee(insn)}: {exc}") from None
             return pc + 1
         if insn.op == i.JA:
             return pc + 1 + insn.distance
@@ -198,3 +203,13 @@ class Machine:
             self.arena.store((base & M32) + off, size_bytes, value)
         else:
             self.memory.store(base + off, size_bytes, value)
+
+
+def spent(pc: int, budget: int) -> Fault:
+    """A run has used its budget up."""
+    return Fault(pc, f"has run {budget} instructions, the budget of a run")
+
+
+def callee(insn: Insn) -> str:
+    """What a call calls, outside of the program."""
+    return f"{'kfunc' if insn.src == i.CALL_KFUNC else 'helper'} {insn.imm}"

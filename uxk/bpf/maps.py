@@ -14,6 +14,10 @@ from uxk.bpf.proto import MapShape
 
 ANY, NOEXIST, EXIST = range(3)
 """Flags of an update (BPF_ANY, BPF_NOEXIST, BPF_EXIST)."""
+NO_WAKEUP, FORCE_WAKEUP = 1, 2
+"""Flags of a record (BPF_RB_NO_WAKEUP, BPF_RB_FORCE_WAKEUP)."""
+LOCK: Final = 4
+"""Another (BPF_F_LOCK), for values with a lock in them, which there are none of."""
 MAP_BYTES_MAX: Final = 1 << 30
 """Largest map."""
 ARENA_PAGE_BYTES: Final = 4096
@@ -86,14 +90,16 @@ class ArrayMap(Map):
         return index * self.stride_bytes
 
     def update(self, key: bytes, value: bytes, flags: int = ANY) -> int:
-        """As a program does it: 0, or a negative errno."""
-        if flags > EXIST:
+        """As a program does it: 0, or a negative errno, in the order of array_map_update_elem."""
+        if flags & ~LOCK > EXIST:
             return -errno.EINVAL
-        if flags == NOEXIST:
-            return -errno.EEXIST
         offset = self.offset(key)
         if offset is None:
             return -errno.E2BIG
+        if flags & NOEXIST:
+            return -errno.EEXIST
+        if flags & LOCK:
+            return -errno.EINVAL
         self.data[offset : offset + self.value_bytes] = value
         return 0
 
@@ -120,10 +126,14 @@ class InstanceArrayMap(ArrayMap):
         self.instances_max = instances_max
         self._all: dict[int, bytearray] = {0: self.data}
 
+    def has_room(self, instance: int) -> bool:
+        """Whether ``select`` finds or makes values of an instance."""
+        return instance in self._all or len(self._all) < self.instances_max
+
     def select(self, instance: int) -> None:
         """Raises ``BpfError`` when ``instances_max`` others have values already."""
         if instance not in self._all:
-            if len(self._all) >= self.instances_max:
+            if not self.has_room(instance):
                 raise BpfError(
                     f"map {self.name!r}: values of {self.instances_max} instances already, none left for {instance}"
                 )
@@ -137,7 +147,11 @@ class InstanceArrayMap(ArrayMap):
 
 
 class HashMap(Map):
-    """Values by key, at most ``max_entries``; a value keeps its place until it is deleted."""
+    """Values by key, at most ``max_entries``.
+
+    Places are used as Linux does, whose programs may still hold the address of a value that was replaced or deleted:
+    a replaced one gets the place that the last replacement left, a new one that of the last deletion.
+    """
 
     kind = "hash"
 
@@ -146,9 +160,11 @@ class HashMap(Map):
         if not key_bytes or not value_bytes:
             raise BpfError(f"map {name!r}: keys of {key_bytes} and values of {value_bytes} bytes; expected more than 0")
         self.stride_bytes = -(-value_bytes // 8) * 8
-        self.data = bytearray(self.stride_bytes * max_entries)
+        self.data = bytearray(self.stride_bytes * (max_entries + 1))
         self._places: dict[bytes, int] = {}
-        self._free = list(range(max_entries - 1, -1, -1))
+        self._deleted: list[int] = []
+        self._untouched = 0
+        self._spare = max_entries
 
     def __len__(self) -> int:
         return len(self._places)
@@ -179,12 +195,16 @@ class HashMap(Map):
         if offset is None:
             if flags == EXIST:
                 return -errno.ENOENT
-            if not self._free:
+            if len(self._places) >= self.max_entries:
                 return -errno.E2BIG
-            self._places[bytes(key)] = place = self._free.pop()
-            offset = place * self.stride_bytes
+            self._places[bytes(key)] = place = self._deleted.pop() if self._deleted else self._untouched
+            self._untouched += place == self._untouched
         elif flags == NOEXIST:
             return -errno.EEXIST
+        else:
+            place, self._spare = self._spare, offset // self.stride_bytes
+            self._places[bytes(key)] = place
+        offset = place * self.stride_bytes
         self.data[offset : offset + self.value_bytes] = value
         return 0
 
@@ -193,7 +213,7 @@ class HashMap(Map):
         place = self._places.pop(bytes(key), None)
         if place is None:
             return -errno.ENOENT
-        self._free.append(place)
+        self._deleted.append(place)
         return 0
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
@@ -219,10 +239,12 @@ class RingBuffer(Map):
         self._used_bytes = 0
         self.dropped = 0
 
-    def output(self, record: bytes) -> int:
-        """0, or -EAGAIN if there is no room."""
+    def output(self, record: bytes, flags: int = 0) -> int:
+        """0, or -EAGAIN if there is no room.  Flags say who is woken, which is nobody; unknown ones are -EINVAL."""
+        if flags & ~(NO_WAKEUP | FORCE_WAKEUP):
+            return -errno.EINVAL
         needed = self._room(record)
-        if self._used_bytes + needed > self.max_entries:
+        if self._used_bytes + needed >= self.max_entries:  # it is never full to the last byte
             self.dropped += 1
             return -errno.EAGAIN
         self._records.append(bytes(record))
@@ -239,9 +261,11 @@ class RingBuffer(Map):
 
 
 class ArenaMap(Map):
-    """Sparse memory behind 32-bit offsets that wrap: an absent page reads as 0, and what is stored there is lost.
+    """Sparse memory behind 32-bit addresses: a program reads 0 where a page is absent; what it stores there is lost.
 
-    Both sides write it as they like, so whatever is read from it is untrusted.
+    So it is, as a whole, if one byte is absent, or lies beyond the 4 GiB on either side (Linux has pages there to guard
+    them).  An atomic operation fetches 0 there; Linux 6.18 leaves the register as it was, against what its verifier
+    believes.  Both sides write it as they like, so whatever is read from it is untrusted.
     """
 
     kind = "arena"
@@ -268,18 +292,24 @@ class ArenaMap(Map):
         for page in range(-(-offset // ARENA_PAGE_BYTES), (offset + size_bytes) // ARENA_PAGE_BYTES):
             self._pages.pop(page, None)
 
+    def holds_any(self) -> bool:
+        """Whether any byte is not 0."""
+        return any(any(page) for page in self._pages.values())
+
+    def holds(self, offset: int, size_bytes: int) -> bool:
+        """Whether all of these bytes are present."""
+        pages = self._pages
+        last = (offset + size_bytes - 1) // ARENA_PAGE_BYTES
+        return offset // ARENA_PAGE_BYTES in pages and last in pages
+
     def load(self, offset: int, size_bytes: int) -> int:
-        """An unsigned number."""
-        offset &= _WINDOW
-        page = self._pages.get(offset // ARENA_PAGE_BYTES)
-        within = offset % ARENA_PAGE_BYTES
-        if within + size_bytes > ARENA_PAGE_BYTES:
-            return int.from_bytes(self.read(offset, size_bytes), "little")
-        return 0 if page is None else int.from_bytes(page[within : within + size_bytes], "little")
+        """An unsigned number, as a program reads it."""
+        return int.from_bytes(self.read(offset, size_bytes), "little") if self.holds(offset, size_bytes) else 0
 
     def store(self, offset: int, size_bytes: int, value: int) -> None:
-        """Writes the low bytes of ``value``."""
-        self.write(offset, (value & ((1 << 8 * size_bytes) - 1)).to_bytes(size_bytes, "little"))
+        """Writes the low bytes of ``value``, as a program does."""
+        if self.holds(offset, size_bytes):
+            self.write(offset, (value & ((1 << 8 * size_bytes) - 1)).to_bytes(size_bytes, "little"))
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Bytes, with zeros for what is absent."""

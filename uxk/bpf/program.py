@@ -43,6 +43,7 @@ class Program:
         if len(arenas) > 1:
             raise BpfError(f"program {name!r}: {len(arenas)} arenas; at most one")
         self.arena = arenas[0] if arenas else None
+        self.budget = budget
         self.spec = spec._replace(
             maps={number: each.shape for number, each in self.maps.items()},
             helpers=protos(helpers), kfuncs=protos(kfuncs or {}), arena=bool(arenas),
@@ -86,7 +87,7 @@ class Program:
     @cached_property
     def translation(self) -> Translation:
         """The program as Python, made when it is first wanted."""
-        return Translation(self.proof, self._immediates())
+        return Translation(self.proof, self._immediates(), budget=self.budget)
 
     def run(self, memory: bytes | bytearray = b"") -> int:
         """Runs the translation on some bytes, which it may change if they are a bytearray; r0, signed.
@@ -101,11 +102,20 @@ class Program:
         return translation.function(self.machine, self._own.data, self._stack, self._own.base, len(memory))
 
     def decide(self, *fields: int) -> int:
-        """Runs a model's body on its fields, signed 64-bit numbers."""
+        """Runs a model's body on its fields, signed 64-bit numbers.
+
+        Raises ``BpfError`` for another number of them than was verified, or one beyond 64 bits.
+        """
         translation = self.translation
+        size_bytes = self.spec.memory.size_bytes if self.spec.memory else 0
+        if 8 * len(fields) != size_bytes:
+            raise BpfError(f"program {self.name!r}: {len(fields)} fields; it was verified for {size_bytes // 8}")
         if translation.by_fields:
             return translation.function(fields)
-        return self.run(b"".join(field.to_bytes(8, "little", signed=True) for field in fields))
+        try:
+            return self.run(b"".join(field.to_bytes(8, "little", signed=True) for field in fields))
+        except OverflowError:
+            raise BpfError(f"program {self.name!r}: fields {fields}; expected numbers of 64 bits, signed") from None
 
     def interpret(self, memory: bytes | bytearray = b"") -> int:
         """Like ``run``, by the reference interpreter."""

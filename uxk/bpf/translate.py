@@ -2,7 +2,8 @@
 
 Branches become nested ``if``; where paths meet, the code goes on below, or ``while`` and a number say where.  A program
 that only reads whole fields of read-only memory, and calls nobody, becomes a function of the tuple of its fields, with
-its stack in variables: ``Translation.by_fields``.
+its stack in variables: ``Translation.by_fields``.  Instructions are counted where the proof does not bound them: a run
+that uses its budget up ends at the same instruction as in the interpreter, with the same memory.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from uxk.bpf import expressions as x
 from uxk.bpf import insn as i
 from uxk.bpf.accesses import Access, Bytes, Fields, suits_fields
 from uxk.bpf.blocks import Block, blocks_of, heads
+from uxk.bpf.counting import Count, finish
 from uxk.bpf.disasm import ADDR_SPACE_CAST
 from uxk.bpf.errors import Fault
 from uxk.bpf.insn import FRAME, M32, M64, Insn, imm64
-from uxk.bpf.interp import MAY_GOTO_MAX
-from uxk.bpf.layout import STACK_BASE, STACK_TOP
-from uxk.bpf.structure import CAST_KERN
+from uxk.bpf.interp import BUDGET_DEFAULT, MAY_GOTO_MAX, callee
+from uxk.bpf.memory import Absent
 from uxk.bpf.values import Pointer, Value, const
 from uxk.bpf.verifier import Proof
 
@@ -34,22 +35,26 @@ class Translation:
     ``by_fields``: it takes a tuple of signed numbers; else (machine, memory, stack, r1, r2).  It returns r0, signed.
     """
 
-    def __init__(self, proof: Proof, immediates: Mapping[int, int] | None = None, *, plain: bool = False) -> None:
+    def __init__(
+        self, proof: Proof, immediates: Mapping[int, int] | None = None, *, plain: bool = False,
+        budget: int = BUDGET_DEFAULT,
+    ) -> None:  # fmt: skip
         self.by_fields = suits_fields(proof) and not plain
         access: Access = Fields(proof) if self.by_fields else Bytes(proof)
-        functions = [_Function(proof, access, start, immediates or {}) for start in _starts(proof)]
+        count = Count(proof, budget, by_fields=self.by_fields)
+        functions = [_Function(proof, access, start, immediates or {}, count) for start in _starts(proof)]
         self.source = "\n".join(function.text() for function in functions)
         names: dict[str, Any] = dict(_NAMES)
         exec(compile(self.source, "<bpf>", "exec"), names)
         self.function: Callable[..., int] = names["f0"]
 
 
-def _too_long(pc: int) -> None:
-    raise Fault(pc, "has used up the budget of a run")
+def _absent(pc: int, what: str, exc: Absent) -> None:
+    raise Fault(pc, f"{what}: {exc}") from None
 
 
 _NAMES: Final[dict[str, Any]] = {
-    "sdiv": x.sdiv, "smod": x.smod, "from_bytes": int.from_bytes, "too_long": _too_long,
+    "sdiv": x.sdiv, "smod": x.smod, "from_bytes": int.from_bytes, "finish": finish, "Absent": Absent, "absent": _absent,
     **{f"{name}{bits}": method for bits, code in ((8, "b"), (16, "h"), (32, "i"), (64, "q"))
        for name, method in (("ld_s", Struct(f"<{code}").unpack_from), ("ld_u", Struct(f"<{code.upper()}").unpack_from),
                             ("st_", Struct(f"<{code.upper()}").pack_into))},
@@ -64,8 +69,9 @@ def _starts(proof: Proof) -> list[int]:
 class _Function:
     """The source of one function."""
 
-    def __init__(self, proof: Proof, access: Access, start: int, immediates: Mapping[int, int]) -> None:
+    def __init__(self, proof: Proof, access: Access, start: int, immediates: Mapping[int, int], count: Count) -> None:
         self._proof, self._access, self._start, self._immediates = proof, access, start, immediates
+        self._count = count
         self._blocks = blocks_of(proof, start)
         self._heads = heads(proof, self._blocks, start)
         self._rank = {leader: number for number, leader in enumerate(self._heads)}
@@ -80,6 +86,7 @@ class _Function:
         sections = self._sections()
         name, parameters = f"f{self._start}", self._access.parameters(main=self._start == 0)
         lines = [f"def {name}({parameters}):", *_in(self._access.prologue(main=self._start == 0))]
+        lines += _in(self._count.prologue(main=self._start == 0))
         if self._may_goto:
             lines += _in(["turns = 0"])
         body: Lines = []
@@ -88,13 +95,7 @@ class _Function:
         if self._guards:
             lines += _in(["at = 0"])
         if self._loops:
-            lines += _in(
-                [
-                    "rounds = 0",
-                    "while True:",
-                    *_in(["rounds += 1", f"if rounds > {MAY_GOTO_MAX}: too_long({self._start})", *body]),
-                ]
-            )
+            lines += _in(["while True:", *_in(body)])
         else:
             lines += _in(body)
         return "\n".join(lines) + "\n"
@@ -106,20 +107,22 @@ class _Function:
 
     def _tree(self, leader: int, section: int) -> Lines:
         block = self._blocks[leader]
-        lines: Lines = []
-        for pc in block.pcs[:-1]:
-            lines += self._statements(pc)
         last = block.pcs[-1]
         insn = self._proof.insns[last]
+        ends = insn.opcode == i.EXIT_INSN or (insn.jumps and len(block.targets) > 1)
+        lines: Lines = []
+        for segment in self._count.segments(block.pcs):
+            lines += self._count.before(segment)
+            for pc in segment:
+                if pc != last or not ends:
+                    lines += self._statements(pc)
         if insn.opcode == i.EXIT_INSN:
             result = self._operand(0, self._proof.before[last][0])
             while result != "r0" and lines and lines[-1].startswith("r0 = ") and "(" not in lines[-1]:
                 lines.pop()
-            return [*lines, f"return {result}"]
-        if insn.jumps and len(block.targets) > 1:
+            return [*lines, *self._count.leave(main=self._start == 0), f"return {result}"]
+        if ends:
             return lines + self._branch(block, last, insn, section)
-        if not insn.jumps or insn.opcode == i.MAY_GOTO:
-            lines += self._statements(last)
         return lines + self._go(block.targets[0], section)
 
     def _branch(self, block: Block, pc: int, insn: Insn, section: int) -> Lines:
@@ -185,7 +188,7 @@ class _Function:
         a = before[insn.dst]
         b: Value = before[insn.src] if insn.by_register else const(insn.imm)
         if insn.op == i.MOV and insn.by_register and insn.cls == i.ALU64 and insn.off == ADDR_SPACE_CAST:
-            return [f"{dst} = {src} & {M32}" if insn.imm == CAST_KERN else f"{dst} = {src}"]
+            return [f"{dst} = {src} & {M32}"]
         lines = x.arithmetic(insn, dst, src, a, b)
         if insn.op != i.MOV and any(isinstance(v, Pointer) and v.space.kind == "arena" for v in (a, b)):
             lines.append(f"{dst} &= {M32}")
@@ -194,10 +197,12 @@ class _Function:
     def _call(self, pc: int, insn: Insn) -> Lines:
         if insn.is_local_call:
             arguments = ", ".join(f"r{n}" if self._proof.before[pc][n] is not None else "0" for n in range(1, 6))
-            return [f"r0 = f{pc + 1 + insn.imm}(machine, memory, stack, {arguments}, r{FRAME} - {i.STACK_BYTES})"]
+            text = f"r0 = f{pc + 1 + insn.imm}(machine, memory, stack, {arguments}, r{FRAME} - {i.STACK_BYTES})"
+            return self._count.call(text)
         table = "kfuncs" if insn.src == i.CALL_KFUNC else "helpers"
         arguments = ", ".join(f"r{n} & {M64}" if self._proof.before[pc][n] is not None else "0" for n in range(1, 6))
-        return [f"r0 = {x.WRAP.format(f'machine.{table}[{insn.imm}](machine, {arguments})')}"]
+        text = x.WRAP.format(f"machine.{table}[{insn.imm}](machine, {arguments})")
+        return ["try:", *_in([f"r0 = {text}"]), f"except Absent as exc: absent({pc}, {callee(insn)!r}, exc)"]
 
 
 def _else(taken: Lines, passed: Lines) -> Lines:
@@ -209,6 +214,3 @@ def _else(taken: Lines, passed: Lines) -> Lines:
 
 def _in(lines: Lines) -> Lines:
     return [_INDENT + line for line in lines]
-
-
-STACK_BOUNDS: Final = (STACK_BASE, STACK_TOP)
