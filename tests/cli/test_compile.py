@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import pickle
 from pathlib import Path
 from random import Random
 
+import numpy
 import pytest
+import river.datasets
 import trio
 from river import linear_model, preprocessing, tree
 
 import uxk
 from uxk.bpf.compiler.compile import load
+from uxk.bpf.compiler.nets import Net
 from uxk.cli import main
 from uxk.core.checkpoint import pack
 from uxk.core.trained import to_file
@@ -99,11 +104,63 @@ def test_given_rows_and_a_figure_to_reach(here: Path, capsys: pytest.CaptureFixt
     for n in range(400):
         bayes.learn_one({"x": n % 100, "z": 0}, n % 100 > 60)
     Path("bayes.pickle").write_bytes(pickle.dumps(bayes))
-    code, out, err = said(capsys, "bayes.pickle -s schema.json --agree 99.8 --count 300")
+    code, out, err = said(capsys, "bayes.pickle -s schema.json --majority-leaves --agree 99 --count 300")
     assert code == 1
     assert "naive Bayes leaf became a majority leaf" in out
-    assert "agrees on less than 99.8 %: nothing is written" in err
+    assert "agrees on less than 99 %: nothing is written" in err
     assert not Path("bayes.bpf").exists()
+    code, out, _ = said(capsys, "bayes.pickle -s schema.json --majority-leaves --count 300")
+    assert code == 0
+    code, out, _ = said(capsys, "bayes.pickle -s schema.json --count 300")
+    assert code == 0
+    assert "agrees with the model on 100.0 % of 300" in out
+
+
+class Call:
+    """What a stranger would put into a pickle."""
+
+    def __init__(self, call: object, *arguments: object) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call, self.arguments
+
+
+def test_a_pickle_that_is_code_is_not_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = Path("good.pickle").read_bytes()
+    for number, call in enumerate((
+        Call(os.mkdir, "made"), Call(eval, "1"), Call(getattr, [], "sort"), Call(importlib.import_module, "this"),
+        Call(river.datasets.Phishing), Call(numpy.load, "x"),
+    )):  # fmt: skip
+        name = f"code{number}"
+        Path(f"{name}.pkl").write_bytes(pickle.dumps([call]))
+        blob = pack(pickle.dumps([call]), module="gc", state_version=3, libraries=versions_of(("python", "river")))
+        Path(f"{name}.ckpt").write_bytes(to_file(blob, {}))
+        for suffix in ("pkl", "ckpt"):
+            code, out, err = said(capsys, f"{name}.{suffix} -s schema.json")
+            assert (code, out) == (1, "")
+            assert "of which no model of river's consists; it could run any code. --trust reads it" in err
+    assert not Path("made").exists()
+    # A name that leads from a module of river to another one.
+    Path("through.pkl").write_bytes(b"\x80\x04\x8c\x10river.tree.utils\x8c\x08sys.exit\x93.")
+    assert "names river.tree.utils.sys.exit" in said(capsys, "through.pkl -s schema.json")[2]
+    code, _, err = said(capsys, "code0.pkl -s schema.json --trust")
+    assert (code, Path("made").is_dir()) == (1, True)
+    assert "0 models in a list" in err
+    Path("same.pkl").write_bytes(good)
+    assert said(capsys, "same.pkl -s schema.json --trust --count 10")[0] == 0
+
+
+def test_a_net_with_its_weights_as_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = numpy.random.default_rng(1)
+    net = Net(
+        [(rng.normal(size=(4, 2)), rng.normal(size=4)), (rng.normal(size=(1, 4)), rng.normal(size=1))], ("a", "b")
+    )
+    Path("net.pickle").write_bytes(pickle.dumps(net))
+    code, out, _ = said(capsys, "net.pickle -s schema.json --tables --count 100")
+    assert code == 0
+    assert "its weights: net.weights, 72 bytes" in out
+    assert load("net.bpf").program().decide(3, 4, 0) in (0, 1)
 
 
 def test_checkpoints_of_the_same_versions_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

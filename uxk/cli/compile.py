@@ -1,7 +1,7 @@
 """``uxk compile``: what an agent has learnt becomes a verified eBPF program without floating point.
 
 Exit codes: 0 good, 1 it failed or agrees too little, 2 wrong usage.  Models are unpickled here, in the user's own
-process, and nowhere else: what is written are integers.
+process, and nowhere else: what is written are integers.  Pickles that name more than models consist of are refused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 _EPILOG: Final = """\
 MODEL is a checkpoint that `uxk train` wrote, or a pickle (.pickle, .pkl) of a model; or a module that learns, with
---from LOG, which is trained first. All of them are code, to be trusted like the module itself. If there are several
-models in it, --at says which. SCHEMA is a list of {"name": .., "low": .., "high": .., "unit": ..}, in the order of the
-slots. OUT gets the bytes, the same name in .json the schema and the report.
+--from LOG, which is trained first. Of a file only what models consist of is read; one that names anything else is code,
+and needs --trust. If there are several models in it, --at says which. SCHEMA is a list of {"name": .., "low": ..,
+"high": .., "unit": ..}, in the order of the slots. OUT gets the bytes, the same name in .json the schema and the
+report, in .weights what a wide net's program reads from its map.
 """
 _PICKLES: Final = (".pickle", ".pkl")
 _FILE_MAX_BYTES: Final = 256 << 20
+AGREE_DEFAULT: Final = 99.8
+"""Percent."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -45,11 +48,19 @@ def register(subparsers: Subparsers) -> None:
         "--threshold", type=float, default=0.5, metavar="P", help="of logistic models: yes above it (default: 0.5)"
     )
     parser.add_argument("--bits", type=int, default=30, metavar="N", help="of each weight (default: 30, the most)")
+    parser.add_argument("--tables", action="store_true", help="of nets: weights as data, even where they fit as code")
+    parser.add_argument(
+        "--majority-leaves", action="store_true", help="leaves with naive Bayes become majority leaves, and agree less"
+    )
+    parser.add_argument("--trust", action="store_true", help="read a file that may run any code")
     parser.add_argument("--count", type=int, default=10_000, metavar="N", help="inputs to compare on (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs, and of training (default: 0)")
     parser.add_argument("--inputs", metavar="CSV", help="compare on these rows instead; a column for each feature")
     parser.add_argument(
-        "--agree", type=float, default=0.0, metavar="PERCENT", help="write nothing unless it agrees so often"
+        "--agree",
+        type=float,
+        metavar="PERCENT",
+        help="write nothing unless it agrees so often (default: 99.8; 0 with --majority-leaves)",
     )
 
 
@@ -61,21 +72,23 @@ def compile_(args: argparse.Namespace) -> int:
 
     if args.count < 1:
         raise UsageExit(f"--count {args.count}: expected at least 1")
-    if not 0 <= args.agree <= 100:
-        raise UsageExit(f"--agree {args.agree}: expected 0 to 100")
+    wanted = args.agree if args.agree is not None else 0.0 if args.majority_leaves else AGREE_DEFAULT
+    if not 0 <= wanted <= 100:
+        raise UsageExit(f"--agree {wanted}: expected 0 to 100")
     schema = read_schema(args.schema)
     rows = _rows(Path(args.inputs), schema) if args.inputs else None
     model = _model(_state(args), args.at, args.model)
-    made = compile_model(model, schema, Options(args.scale, args.threshold, args.bits))
+    options = Options(args.scale, args.threshold, args.bits, args.tables, args.majority_leaves)
+    made = compile_model(model, schema, options)
     made = made.compared(model, inputs=args.count, seed=args.seed, rows=rows)
     assert made.agreement is not None
-    enough = made.agreement.ppm >= args.agree * 10_000
+    enough = made.agreement.ppm >= wanted * 10_000
     out = Path(args.out or f"{Path(args.model).stem}.bpf")
     if enough:
         made.save(out)
     _tell(made, str(out) if enough else "", as_json=args.json)
     if not enough:
-        note(f"agrees on less than {args.agree:g} %: nothing is written")
+        note(f"agrees on less than {wanted:g} %: nothing is written; --agree says how much is enough")
     return GOOD if enough else FAILED
 
 
@@ -99,11 +112,9 @@ def _tell(made: Compiled, out: str, *, as_json: bool) -> None:
     share = f"{found.ppm // 1000 / 10:.1f}" if found.agreed == found.inputs else f"{found.ppm / 1e4:.4f}"
     print(f"agrees with the model on {share} % of {found.inputs} inputs {found.source}{off}")
     if out:
-        print(
-            clean(
-                f"{out}: {len(made.code)} bytes, sha256 {made.digest[:16]}; beside it {Path(out).with_suffix('.json')}"
-            )
-        )
+        beside = Path(out).with_suffix(".json")
+        data = f"; its weights: {Path(out).with_suffix('.weights')}, {len(made.weights)} bytes" * bool(made.weights)
+        print(clean(f"{out}: {len(made.code)} bytes, sha256 {made.digest[:16]}; beside it {beside}{data}"))
 
 
 # --- what is compiled ---
@@ -113,7 +124,7 @@ def _state(args: argparse.Namespace) -> Any:
     """What the file or the trained agent holds."""
     path = Path(args.model)
     if args.log:
-        return _unpickled(_checkpoint(_trained(args), args.model), args.model)
+        return _unpickled(_checkpoint(_trained(args), args.model), args.model, trusted=True)
     if args.param:
         raise UsageExit("--param is for training, with --from")
     if not path.is_file():
@@ -125,14 +136,14 @@ def _state(args: argparse.Namespace) -> Any:
     if len(data) > _FILE_MAX_BYTES:
         raise UsageError(f"{path}: more than {_FILE_MAX_BYTES} bytes")
     if path.suffix in _PICKLES:
-        return _unpickled(data, str(path))
+        return _unpickled(data, str(path), trusted=args.trust)
     from uxk.core.trained import from_file
 
     try:
         found = from_file(data)
     except UsageError as exc:
         raise UsageError(f"{path}: {exc}; a pickle is called {' or '.join(_PICKLES)}") from None
-    return _unpickled(_checkpoint(found.checkpoint, str(path)), str(path))
+    return _unpickled(_checkpoint(found.checkpoint, str(path)), str(path), trusted=args.trust)
 
 
 def _trained(args: argparse.Namespace) -> bytes:
@@ -162,11 +173,14 @@ def _checkpoint(blob: bytes, where: str) -> bytes:
     return unpack(blob, module=found.module, state_version=found.state_version, libraries=versions)
 
 
-def _unpickled(data: bytes, where: str) -> Any:
-    import pickle
+def _unpickled(data: bytes, where: str, *, trusted: bool) -> Any:
+    from uxk.bpf.compiler.errors import CompileError
+    from uxk.bpf.compiler.unpickle import unpickled
 
     try:
-        return pickle.loads(data)
+        return unpickled(data, trusted=trusted)
+    except CompileError as exc:
+        raise UsageError(f"{where}: {exc}; it could run any code. --trust reads it nevertheless") from None
     except Exception as exc:  # a pickle is code: it may raise anything
         raise UsageError(f"{where}: is no pickle that can be read here: {type(exc).__name__}: {exc}") from None
 

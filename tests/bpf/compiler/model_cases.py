@@ -51,8 +51,11 @@ def seventh(x: dict[str, int]) -> str:
 
 
 _QUICK: dict[str, Any] = {"leaf_prediction": "mc", "grace_period": 40, "delta": 0.05}
-CLASSIFIERS = ("tree", "adaptive", "fast", "scaled", "forest", "seven", "logistic", "net", "net of one")
-REGRESSORS = ("linear", "means", "leaves", "alternating", "a net")
+CLASSIFIERS = (
+    "tree", "adaptive", "fast", "scaled", "bayes", "forest", "seven", "logistic", "passive", "alma", "softmax", "net",
+    "net of one",
+)  # fmt: skip
+REGRESSORS = ("linear", "passive sum", "means", "leaves", "alternating", "medians", "averages", "a net")
 
 
 @cache
@@ -72,6 +75,21 @@ def model_of(name: str) -> Any:
             return learnt(forest.ARFClassifier(n_models=4, seed=1, **_QUICK), count=1_500)
         case "seven":
             return learnt(forest.ARFClassifier(n_models=3, seed=1, **_QUICK), seventh, count=1_500)
+        case "bayes":
+            return learnt(scaler() | tree.HoeffdingTreeClassifier(grace_period=100), seventh)
+        case "passive":
+            return learnt(scaler() | linear_model.PAClassifier(), count=1_000)
+        case "alma":
+            return learnt(preprocessing.MaxAbsScaler() | linear_model.ALMAClassifier(), count=1_000)
+        case "softmax":
+            return learnt(preprocessing.MinMaxScaler() | linear_model.SoftmaxRegression(), seventh, count=1_000)
+        case "passive sum":
+            return learnt(scaler() | linear_model.PARegressor(C=0.01), cost, count=1_000)
+        case "medians":
+            return learnt(forest.ARFRegressor(n_models=4, leaf_prediction="mean", seed=1), cost, count=1_000)
+        case "averages":
+            whole = forest.ARFRegressor(n_models=3, aggregation_method="mean", max_depth=3, seed=1)
+            return learnt(scaler() | whole, cost, count=1_000)
         case "logistic":
             return learnt(scaler() | linear_model.LogisticRegression(optim.SGD(0.1)))
         case "linear":

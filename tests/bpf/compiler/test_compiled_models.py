@@ -15,6 +15,7 @@ import pytest
 from linux_judge import Judge
 from model_cases import CLASSIFIERS, REGRESSORS, SCHEMA, cost, label, learnt, model_of, net, rows
 from river import forest, linear_model, optim, preprocessing, stats, tree
+from river.tree.splitter.nominal_splitter_classif import NominalSplitterClassif
 
 from uxk.bpf import insn as i
 from uxk.bpf.compiler.compile import Compiled, compile_model, load
@@ -59,9 +60,9 @@ def test_regressions_agree(name: str) -> None:
     assert made.label(250) == 2.5
 
 
-def test_naive_bayes_leaves_become_majority_leaves_and_the_figure_says_so() -> None:
+def test_naive_bayes_leaves_become_majority_leaves_if_wanted_and_the_figure_says_so() -> None:
     model = learnt(tree.HoeffdingTreeClassifier(grace_period=40, delta=0.05))
-    made = compile_model(model, SCHEMA).compared(model, inputs=2_000)
+    made = compile_model(model, SCHEMA, Options(majority_leaves=True)).compared(model, inputs=2_000)
     assert made.agreement is not None
     assert made.agreement.ppm < 1_000_000
     assert "naive Bayes leaf became a majority leaf" in made.model.notes[0]
@@ -230,10 +231,14 @@ def test_models_that_cannot_be_compiled() -> None:
         (stats.Mean(), "a Mean; what can be compiled is HoeffdingTreeClassifier, "),
         (tree.HoeffdingTreeClassifier(), "has learnt nothing"),
         (forest.ARFClassifier(), "has learnt nothing"),
-        (preprocessing.MinMaxScaler() | linear_model.LinearRegression(), "a MinMaxScaler before the model"),
+        (preprocessing.Normalizer() | linear_model.LinearRegression(), "a Normalizer before the model; what can be"),
         (scaler() | scaler() | linear_model.LinearRegression(), "two scalers before the model"),
         (linear_model.LinearRegression(loss=optim.losses.Poisson()), "loss Poisson"),
-        (linear_model.LogisticRegression(loss=optim.losses.Hinge()), "loss Hinge; expected Log"),
+        (linear_model.LogisticRegression(loss=optim.losses.Squared()), "loss Squared; expected one for two classes"),
+        (linear_model.SoftmaxRegression(), "has learnt nothing"),
+        (forest.ARFRegressor(), "has learnt nothing"),
+        (linear_model.BayesianLinearRegression(), "a BayesianLinearRegression; what can be compiled"),
+        (learnt(forest.ARFClassifier(n_models=2, seed=1), count=300), "naive Bayes leaves that vote with others"),
         (scaler() | ("net", net(1, None)), "a scaler before a net"),
         (Net([([[1.0]], [0.0])]), r"weights of shape \(1, 1\).*expected \(outputs, 5\)"),
         (Net([([[1.0] * 5], [float("nan")])]), "layer 1, value 1: the bias is nan; expected a finite number"),
@@ -291,12 +296,13 @@ def branches(node: Any) -> Iterator[Any]:
             yield from branches(child)
 
 
-def test_an_alternate_tree_with_branches_is_left_out_and_told() -> None:
+def test_an_alternate_tree_with_branches_is_refused_as_river_has_no_answer() -> None:
     model = copy.deepcopy(model_of("adaptive"))
     model._root._alternate_tree = next(b for b in branches(model._root) if b is not model._root)
-    made = compile_model(model, SCHEMA)
-    assert made.model.notes == ("an alternate tree with branches is left out",)
-    assert made.code == compile_model(model_of("adaptive"), SCHEMA).code
+    with pytest.raises(AttributeError):
+        model.predict_one(rows(1)[0])
+    with pytest.raises(CompileError, match="an alternate tree with branches: river itself has no answer there"):
+        compile_model(model, SCHEMA)
 
 
 def test_models_are_found_in_what_an_agent_keeps() -> None:
@@ -366,3 +372,62 @@ def test_the_same_model_gives_the_same_code() -> None:
     assert label(rows(1)[0]) in (0, 1)
     assert cost(rows(1)[0]) == cost(rows(1)[0])
     assert isinstance(compile_model(model_of("net"), SCHEMA).form, Dense)
+
+
+# --- hostile figures ---
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda leaf: leaf.stats.update({0: float("nan")}), "the weight of a leaf is nan"),
+        (lambda leaf: setattr(deviation(leaf), "_S", float("inf")), "a variance of 'y' is inf"),
+        (lambda leaf: setattr(deviation(leaf).mean, "_mean", float("nan")), "a mean of 'y' is nan"),
+        (
+            lambda leaf: leaf.splitters.update(x=NominalSplitterClassif()),
+            "a naive Bayes leaf with a NominalSplitterCla",
+        ),
+    ],
+)
+def test_naive_bayes_leaves_with_figures_that_are_none(change: Any, why: str) -> None:
+    schema, model = Schema([Feature("x", 0, 100), Feature("y", -(1 << 61), 1 << 61)]), narrow_and_wide()
+    made = compile_model(model, schema).compared(model, inputs=2_000)
+    assert made.agreement is not None
+    assert made.agreement.ppm >= 998_000
+    change(model._root)
+    with pytest.raises(CompileError, match=why):
+        compile_model(model, schema)
+
+
+def narrow_and_wide() -> Any:
+    """A tree that is one leaf: of a feature that is nearly always the same, and one that goes far."""
+    model = tree.HoeffdingTreeClassifier(leaf_prediction="nb")
+    for n in range(150):
+        model.learn_one({"x": 50 + (n % 7 == 0), "y": n * 10**14}, n % 2)
+    return model
+
+
+def deviation(leaf: Any) -> Any:
+    """What a leaf knows of y."""
+    return leaf.splitters["y"]._att_dist_per_class[0]._var
+
+
+def test_figures_of_other_kinds() -> None:
+    one = Schema([Feature("x", 0, 9)])
+    huge = tree.HoeffdingTreeRegressor(leaf_prediction="mean")
+    for n in range(20):
+        huge.learn_one({"x": n % 9}, 1e300)
+    sure = linear_model.LinearRegression()
+    sure.intercept = 10**400
+    for model, why in (
+        (huge, r"a leaf's mean is 1e\+300, scaled, beyond"), (sure, "expected a number that is not too large"),
+        (Net([([[1.0]], 0.0)], (0, 1)), r"biases of shape \(\)"),
+        (Net([([["a"]], [0.0])], (0, 1)), "arrays of numbers"),
+        (Net([([[1.0]], [0.0])], (0, 1), (1, 2)), "2 means for a net of 1 features"),
+        (Net([], (0, 1)), "a net of 0 outputs"), (Net([([[1.0]] * 3, [0.0] * 3)], (0, 1)), "3 outputs for 2 labels"),
+    ):  # fmt: skip
+        with pytest.raises(CompileError, match=why):
+            compile_model(model, one)
+    for wrong in (("x", "a", "b"), ("x", 0.5, 1), (7, 0, 1), ("x", None, 1)):
+        with pytest.raises(CompileError, match="expected a name, and two whole numbers"):
+            Schema([Feature(*wrong)])  # type: ignore[arg-type]

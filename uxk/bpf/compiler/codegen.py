@@ -1,6 +1,7 @@
 """Decision forms to bytecode: r1 = address of the features and of the zero after them, r0 = the verdict.
 
-No maps, no helpers, no loops.  r2, with r0 or r3, is for numbers on their way; r3 to r9 hold the sums of a forest.
+No maps, no helpers, no loops, but for wide nets (``tablecode``).  r2, with r0 or r3, is for numbers on their way; r3 to
+r9 hold the sums of a forest.
 Sums begin with the zero from memory, not with an immediate: otherwise each path through a forest would have a constant
 of its own, which Linux follows to the end (a million instructions for three trees); now all paths look alike, and are
 followed once.
@@ -8,12 +9,27 @@ followed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from uxk.bpf import insn as i
 from uxk.bpf.compiler.errors import CompileError
-from uxk.bpf.compiler.forms import Dense, Forest, Form, Leaf, Linear, Node, Score, Split, Term, Tree, nodes
+from uxk.bpf.compiler.forms import (
+    Bayes,
+    Dense,
+    Forest,
+    Form,
+    Leaf,
+    Linear,
+    Node,
+    Score,
+    Split,
+    Tabled,
+    Term,
+    Tree,
+    nodes,
+)
+from uxk.bpf.compiler.tablecode import tabled
 from uxk.bpf.insn import FRAME, Insn, encode, lddw
 
 NEAR_MAX: Final = (1 << 15) - 1
@@ -22,12 +38,12 @@ IMM_MIN, IMM_MAX = -(1 << 31), (1 << 31) - 1
 SUMS: Final = (3, 4, 5, 6, 7, 8, 9)
 """Registers for the votes of a forest."""
 STACK_SLOTS: Final = i.STACK_BYTES // 8
-_TOTAL, _X, _T = 0, 2, 3
+_TOTAL, _X, _T, _MOST, _SUM, _BEST = 0, 2, 3, 4, 5, 6
 
 
 def generate(form: Form, spare: int) -> bytes:
     """The program; ``spare`` is the slot of the zero.  Raises ``CompileError`` for what is too large."""
-    code = _Code(spare)
+    code = Code(spare)
     match form:
         case Tree(root):
             code.tree(root)
@@ -40,11 +56,13 @@ def generate(form: Form, spare: int) -> bytes:
             code.emit(i.EXIT_INSN)
         case Dense():
             code.dense(form)
+        case Tabled():
+            tabled(code, form)
     return code.bytes()
 
 
-class _Code:
-    """Slots as they are made, and jumps to places that are known later."""
+class Code:
+    """Slots as they are made, and jumps to places that are known later; for the modules of this folder."""
 
     def __init__(self, spare: int) -> None:
         self._spare = spare
@@ -53,7 +71,17 @@ class _Code:
         self._places: list[int] = []
 
     def emit(self, opcode: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> None:
+        """One instruction."""
         self._insns.append(Insn(opcode, dst, src, off, imm))
+
+    def slots(self, insns: Sequence[Insn]) -> None:
+        """What is made elsewhere."""
+        self._insns += insns
+
+    @property
+    def at(self) -> int:
+        """The number of the next slot."""
+        return len(self._insns)
 
     def bytes(self) -> bytes:
         """All slots, the jumps filled in."""
@@ -76,9 +104,11 @@ class _Code:
         return len(self._places) - 1
 
     def here(self, place: int) -> None:
+        """The place is the next slot."""
         self._places[place] = len(self._insns)
 
     def goto(self, place: int, *, far: bool) -> None:
+        """Jumps in any case."""
         self._jumps.append((len(self._insns), place))
         self.emit(i.GOTOL if far else i.JMP | i.JA)
 
@@ -99,12 +129,14 @@ class _Code:
     # --- numbers ---
 
     def constant(self, register: int, value: int) -> None:
+        """A register becomes a number, in one slot or two."""
         if IMM_MIN <= value <= IMM_MAX:
             self.emit(i.ALU64 | i.MOV, register, imm=value)
         else:
             self._insns += lddw(register, value)
 
     def load(self, register: int, slot: int) -> None:
+        """A register becomes a feature, or the zero."""
         self.emit(i.LDX | i.DW | i.MEM, register, 1, 8 * slot)
 
     def add(self, register: int, value: int) -> None:
@@ -162,6 +194,26 @@ class _Code:
         self.emit(i.JMP | i.JSGT, _X, 0, 1 if IMM_MIN <= values[0] <= IMM_MAX else 2)
         self.constant(_TOTAL, values[0])
 
+    def bayes(self, bayes: Bayes) -> None:
+        """r0 = the verdict; r4 is the most so far, r5 the sum, r6 the verdict for the most."""
+        for number, (value, base, bells) in enumerate(bayes.classes):
+            self.load(_SUM, self._spare)
+            self.add(_SUM, base)
+            for bell in bells:
+                self.linear(bell.distance)
+                self.emit(i.JMP | i.JSGE, _TOTAL, off=3)
+                self.emit(i.ALU64 | i.MOV, _T)
+                self.emit(i.ALU64 | i.SUB | i.X, _T, _TOTAL)
+                self.emit(i.ALU64 | i.MOV | i.X, _TOTAL, _T)
+                self.emit(i.ALU64 | i.MUL | i.X, _TOTAL, _TOTAL)
+                self.emit(i.ALU64 | i.RSH, _TOTAL, imm=bell.shift)
+                self.emit(i.ALU64 | i.SUB | i.X, _SUM, _TOTAL)
+            if number:
+                self.emit(i.JMP | i.JSLE | i.X, _SUM, _MOST, 2 if IMM_MIN <= value <= IMM_MAX else 3)
+            self.emit(i.ALU64 | i.MOV | i.X, _MOST, _SUM)
+            self.constant(_BEST, value)
+        self.emit(i.ALU64 | i.MOV | i.X, _TOTAL, _BEST)
+
     # --- trees ---
 
     def tree(self, root: Node) -> None:
@@ -170,6 +222,9 @@ class _Code:
 
     def forest(self, forest: Forest) -> None:
         """Each leaf adds its votes; two classes share one sum, of the second's votes less the first's."""
+        if not forest.values:
+            self._sum_of_trees(forest)
+            return
         classes = len(forest.values)
         if classes > len(SUMS):
             raise CompileError(f"a forest of {classes} classes; at most {len(SUMS)}, one register each")
@@ -185,6 +240,34 @@ class _Code:
             self.sign(forest.values)
         else:
             self.most(sums, forest.values)
+        self.emit(i.EXIT_INSN)
+
+    def _sum_of_trees(self, forest: Forest) -> None:
+        """Of a median, each tree's answer goes to the stack, where a network of comparisons sorts them."""
+        self.load(_MOST, self._spare)
+        for number, root in enumerate(forest.trees):
+            if number and forest.median:
+                self.load(_MOST, self._spare)
+            end = self.place()
+            self._walk(root, end)
+            self.here(end)
+            if forest.median:
+                self.emit(i.STX | i.DW | i.MEM, FRAME, _MOST, -8 * (1 + number))
+        if forest.median:
+            for a, b in comparisons(len(forest.trees)):
+                self.emit(i.LDX | i.DW | i.MEM, _X, FRAME, -8 * (1 + a))
+                self.emit(i.LDX | i.DW | i.MEM, _T, FRAME, -8 * (1 + b))
+                self.emit(i.JMP | i.JSLE | i.X, _X, _T, 2)
+                self.emit(i.STX | i.DW | i.MEM, FRAME, _T, -8 * (1 + a))
+                self.emit(i.STX | i.DW | i.MEM, FRAME, _X, -8 * (1 + b))
+            self.load(_MOST, self._spare)
+            for place in forest.middle:
+                self.emit(i.LDX | i.DW | i.MEM, _X, FRAME, -8 * (1 + place))
+                self.emit(i.ALU64 | i.ADD | i.X, _MOST, _X)
+        self.emit(i.ALU64 | i.MOV | i.X, _TOTAL, _MOST)
+        self.add(_TOTAL, forest.rounding)
+        if forest.shift:
+            self.emit(i.ALU64 | i.ARSH, _TOTAL, imm=forest.shift)
         self.emit(i.EXIT_INSN)
 
     def most(self, sums: Sequence[int], values: Sequence[int]) -> None:
@@ -229,8 +312,19 @@ class _Code:
             if not last and end is not None:
                 self.goto(end, far=far)
             return
+        if end is not None:
+            if isinstance(value, Linear):
+                self.linear(value)
+                self.emit(i.ALU64 | i.ADD | i.X, _MOST, _TOTAL)
+            elif isinstance(value, int):
+                self.add(_MOST, value)
+            if not last:
+                self.goto(end, far=far)
+            return
         if isinstance(value, Linear):
             self.linear(value)
+        elif isinstance(value, Bayes):
+            self.bayes(value)
         else:
             self.constant(_TOTAL, value)
         self.emit(i.EXIT_INSN)
@@ -258,7 +352,7 @@ class _Code:
                 if hidden or len(layer) > 1:
                     self.emit(i.STX | i.DW | i.MEM, FRAME, _TOTAL, -8 * taken[n])
             given = taken
-        self._decide(net, given)
+        self.decide(net.values, [given[n] for n in range(len(net.layers[-1]))])
         self.emit(i.EXIT_INSN)
 
     def _neuron(self, neuron: Linear, given: dict[int, int], *, hidden: bool) -> None:
@@ -268,27 +362,45 @@ class _Code:
             self.scaled(term)
         self.add(_TOTAL, neuron.bias)
         if hidden:
-            # The larger of the sum and 0 without a branch: of n branches Linux might follow 2**n paths.
-            self.emit(i.ALU64 | i.MOV | i.X, _X, _TOTAL)
-            self.emit(i.ALU64 | i.ARSH, _X, imm=63)
-            self.emit(i.ALU64 | i.XOR, _X, imm=-1)
-            self.emit(i.ALU64 | i.AND | i.X, _TOTAL, _X)
-            self.emit(i.ALU64 | i.RSH, _TOTAL, imm=neuron.shift)
+            self.cut(neuron.shift)
         elif neuron.shift:
             self.emit(i.ALU64 | i.ARSH, _TOTAL, imm=neuron.shift)
 
-    def _decide(self, net: Dense, given: dict[int, int]) -> None:
-        if len(net.layers[-1]) == 1:
-            if net.values:
-                self.sign(net.values)
+    def cut(self, shift: int) -> None:
+        """r0 = the larger of r0 and 0, shifted right; without a branch: of n branches Linux might follow 2**n paths."""
+        self.emit(i.ALU64 | i.MOV | i.X, _X, _TOTAL)
+        self.emit(i.ALU64 | i.ARSH, _X, imm=63)
+        self.emit(i.ALU64 | i.XOR, _X, imm=-1)
+        self.emit(i.ALU64 | i.AND | i.X, _TOTAL, _X)
+        self.emit(i.ALU64 | i.RSH, _TOTAL, imm=shift)
+
+    def decide(self, values: Sequence[int], places: Sequence[int]) -> None:
+        """r0 = the verdict, of sums in slots of the stack; a single one is in r0 already."""
+        if len(places) == 1:
+            if values:
+                self.sign(values)
             return
-        self.emit(i.LDX | i.DW | i.MEM, _X, FRAME, -8 * given[0])
-        self.constant(_TOTAL, net.values[0])
-        for n, value in enumerate(net.values[1:], 1):
-            self.emit(i.LDX | i.DW | i.MEM, _T, FRAME, -8 * given[n])
+        self.emit(i.LDX | i.DW | i.MEM, _X, FRAME, -8 * places[0])
+        self.constant(_TOTAL, values[0])
+        for value, place in zip(values[1:], places[1:], strict=True):
+            self.emit(i.LDX | i.DW | i.MEM, _T, FRAME, -8 * place)
             self.emit(i.JMP | i.JSLE | i.X, _T, _X, 2 if IMM_MIN <= value <= IMM_MAX else 3)
             self.emit(i.ALU64 | i.MOV | i.X, _X, _T)
             self.constant(_TOTAL, value)
+
+
+def comparisons(count: int) -> Iterator[tuple[int, int]]:
+    """Which two places to put in order, one after the other, so that all are (Batcher; Knuth, TAOCP 3, 5.2.2 M)."""
+    top = 1 << (count - 1).bit_length() >> 1
+    p = top
+    while p:
+        q, r, d = top, 0, p
+        while True:
+            yield from ((a, a + d) for a in range(count - d) if a & p == r)
+            if q == p:
+                break
+            d, q, r = q - p, q >> 1, p
+        p >>= 1
 
 
 def _measure(root: Node, sums: int) -> tuple[int, dict[int, int]]:
@@ -300,5 +412,6 @@ def _measure(root: Node, sums: int) -> tuple[int, dict[int, int]]:
             size += 5
         else:
             heights[id(node)] = 0
-            size += 16 * (1 + len(node.value.terms)) if isinstance(node.value, Linear) else 3 + sums
+            size += 3 + sums if isinstance(node.value, int) else 16 * (1 + len(node.value.terms))
+            size += 30 * len(node.value.classes) + 16 * len(node.value.terms) if isinstance(node.value, Bayes) else 0
     return size, heights

@@ -14,7 +14,7 @@ import numpy as np
 
 from uxk.bpf.compiler.errors import CompileError
 from uxk.bpf.compiler.forms import Dense, Linear
-from uxk.bpf.compiler.quantise import Range, linear, number
+from uxk.bpf.compiler.quantise import Range, linear, number, unit
 
 VALUE_BITS: Final = 32
 """Of a value between layers."""
@@ -70,26 +70,42 @@ def net_of(model: Any) -> Net | None:
 def dense(net: Net, ranges: Mapping[int, Range], values: Sequence[int], *, scale: Fraction, bits: int) -> Dense:
     """The layers in integers; ``ranges`` are those of the features.  ``CompileError`` for shapes that do not fit."""
     given, layers = dict(ranges), list[tuple[Linear, ...]]()
-    for n, (weights, biases) in enumerate(net.layers):
-        w, b = np.asarray(weights, np.float64), np.asarray(biases, np.float64)
-        if w.ndim != 2 or w.shape[1] != len(given) or b.shape != (w.shape[0],):
-            raise CompileError(
-                f"layer {n + 1} of the net: weights of shape {w.shape}, biases of shape {b.shape}; expected "
-                f"(outputs, {len(given)}) and (outputs,)"
-            )
-        last = n == len(net.layers) - 1
-        rows = [_row(net, w[k], b[k], f"layer {n + 1}, value {k + 1}", first=n == 0) for k in range(len(b))]
-        if last:
-            layers.append(_outputs(rows, given, values, scale, bits))
+    for n in range(len(net.layers)):
+        rows = rows_of(net, n, len(given))
+        if n == len(net.layers) - 1:
+            layers.append(outputs(rows, given, values, scale, bits))
         else:
             made = [linear(row, bias, given, bits=bits) for row, bias in rows]
             shift = 64 - VALUE_BITS
             layers.append(tuple(each._replace(shift=shift) for each, _ in made))
-            given = {k: Range(0, (1 << VALUE_BITS) - 1, _unit(point - shift)) for k, (_, point) in enumerate(made)}
-    expected = 1 if not values else len(values) if len(values) > 2 else len(layers[-1]) if layers else 0
-    if not layers or len(layers[-1]) != expected or (values and len(values) < 2):
-        raise CompileError(f"a net of {len(layers[-1]) if layers else 0} outputs for {len(values)} labels")
+            given = {k: Range(0, (1 << VALUE_BITS) - 1, unit(point - shift)) for k, (_, point) in enumerate(made)}
     return Dense(tuple(layers), tuple(values))
+
+
+def check_outputs(net: Net, values: Sequence[int]) -> None:
+    """One output without labels; one or two with two; else as many as labels.  ``CompileError``."""
+    count = np.size(net.layers[-1][1]) if net.layers else 0
+    expected = {1} if not values else {1, 2} if len(values) == 2 else {len(values)}
+    if count not in expected or len(values) == 1:
+        raise CompileError(f"a net of {count} outputs for {len(values)} labels")
+
+
+def rows_of(net: Net, layer: int, given: int) -> list[tuple[dict[int, Fraction], Fraction]]:
+    """Weights by what they are for, and the bias, of each value of a layer.  ``CompileError`` for other shapes."""
+    weights, biases = net.layers[layer]
+    try:
+        w, b = np.asarray(weights, np.float64), np.asarray(biases, np.float64)
+    except (TypeError, ValueError) as exc:
+        raise CompileError(f"layer {layer + 1} of the net: {exc}; expected arrays of numbers") from None
+    for what, figures in (("means", net.means), ("deviations", net.deviations)) if layer == 0 else ():
+        if len(figures) not in (0, given):
+            raise CompileError(f"{len(figures)} {what} for a net of {given} features; expected one each, or none")
+    if w.ndim != 2 or w.shape[1] != given or b.shape != (w.shape[0],):
+        raise CompileError(
+            f"layer {layer + 1} of the net: weights of shape {w.shape}, biases of shape {b.shape}; expected "
+            f"(outputs, {given}) and (outputs,)"
+        )
+    return [_row(net, w[k], b[k], f"layer {layer + 1}, value {k + 1}", first=layer == 0) for k in range(len(b))]
 
 
 def _row(net: Net, weights: Any, bias: float, what: str, *, first: bool) -> tuple[dict[int, Fraction], Fraction]:
@@ -108,7 +124,7 @@ def _row(net: Net, weights: Any, bias: float, what: str, *, first: bool) -> tupl
     return row, total
 
 
-def _outputs(
+def outputs(
     rows: Sequence[tuple[dict[int, Fraction], Fraction]], given: Mapping[int, Range], values: Sequence[int],
     scale: Fraction, bits: int,
 ) -> tuple[Linear, ...]:  # fmt: skip
@@ -122,13 +138,8 @@ def _outputs(
         return (linear(*rows[0], given, bits=bits)[0],)
     points = [linear(row, bias, given, bits=bits)[1] for row, bias in rows]
     point = min(points)  # the coarsest: the others are made again, at this one
-    factor = _unit(-point)
+    factor = unit(-point)
     return tuple(
         linear({k: w * factor for k, w in row.items()}, bias * factor, given, bits=bits, rounded=True)[0]
         for row, bias in rows
     )
-
-
-def _unit(bits: int) -> Fraction:
-    """``2 ** -bits``."""
-    return Fraction(1, 1 << bits) if bits >= 0 else Fraction(1 << -bits)

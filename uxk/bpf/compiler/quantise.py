@@ -36,8 +36,8 @@ def number(value: object, what: str) -> Fraction:
     """A weight as it is, exactly.  Raises ``CompileError`` for what is no finite number."""
     try:
         real = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise CompileError(f"{what} is {value!r}; expected a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise CompileError(f"{what} is {str(value)[:40]!r}; expected a number that is not too large") from None
     if not math.isfinite(real):
         raise CompileError(f"{what} is {real}; expected a finite number")
     return Fraction(value) if isinstance(value, int) else Fraction(real)
@@ -59,12 +59,12 @@ def linear(
         bias += weight * ranges[source].low
     terms = [(source, weight) for source, weight in terms if ranges[source].high > ranges[source].low]
     reach = abs(bias) + sum(abs(weight) * (ranges[s].high - ranges[s].low) for s, weight in terms)
-    point = SUM_BITS - 1 - _log2_above(reach) if reach else POINT_MAX
+    point = SUM_BITS - 1 - log2_above(reach) if reach else POINT_MAX
     if rounded:
         point = min(point, POINT_MAX)
         if point < 0:
             raise CompileError(
-                f"{what} may be as large as 2**{_log2_above(reach)}, beyond 2**{SUM_BITS - 1}; "
+                f"{what} may be as large as 2**{log2_above(reach)}, beyond 2**{SUM_BITS - 1}; "
                 "narrow the schema's ranges, or lower the scale"
             )
     made = [_term(source, weight, ranges[source], point, bits) for source, weight in terms]
@@ -81,7 +81,7 @@ def _term(source: int, weight: Fraction, span: Range, point: int, bits: int) -> 
     width = span.high - span.low
     coarse = max(0, width.bit_length() - INPUT_BITS)
     size = abs(weight) * (1 << coarse)
-    exponent = _log2_above(size) + point - bits  # size * 2**point / 2**exponent is at most 2**bits
+    exponent = log2_above(size) + point - bits  # size * 2**point / 2**exponent is at most 2**bits
     if exponent < -SUM_BITS:
         exponent = -SUM_BITS
     mantissa = _shifted(size, point - exponent)
@@ -96,7 +96,12 @@ def _shifted(value: Fraction, bits: int) -> int:
     return round(value * (1 << bits) if bits >= 0 else value / (1 << -bits))
 
 
-def _log2_above(value: Fraction) -> int:
+def unit(bits: int) -> Fraction:
+    """``2 ** -bits``."""
+    return Fraction(1, 1 << bits) if bits >= 0 else Fraction(1 << -bits)
+
+
+def log2_above(value: Fraction) -> int:
     """The smallest n with ``value <= 2**n``, for a positive value."""
     guess = value.numerator.bit_length() - value.denominator.bit_length()
     power = Fraction(1 << guess) if guess >= 0 else Fraction(1, 1 << -guess)

@@ -44,6 +44,8 @@ class Schema:
             names = [each.name for each in self.features]
             raise CompileError(f"schema: {next(n for n in names if names.count(n) > 1)!r} is there twice")
         for each in self.features:
+            if not (isinstance(each.name, str) and isinstance(each.low, int) and isinstance(each.high, int)):
+                raise CompileError(f"schema: {tuple(each)!r}; expected a name, and two whole numbers")
             if not -VALUE_MAX <= each.low <= each.high <= VALUE_MAX:
                 raise CompileError(
                     f"schema: {each.name!r} is {each.low}..{each.high}; expected a low, then a high, within +-2**61"

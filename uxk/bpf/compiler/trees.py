@@ -6,19 +6,25 @@ that still goes left is searched for with the scaler's own floating-point arithm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from uxk.bpf.compiler.bayes import Class, Gauss, bayes, gauss_of, height, priors
 from uxk.bpf.compiler.errors import CompileError
 from uxk.bpf.compiler.forms import TREE_DEPTH_MAX, Leaf, Linear, Node, Split
 from uxk.bpf.compiler.quantise import Range, linear, number
 from uxk.bpf.compiler.schema import Schema
+from uxk.bpf.insn import s64
 
 VOTE_BITS: Final = 30
 """A vote of a tree is a share of so many bits: an immediate."""
 NODES_MAX: Final = 200_000
-LeafOf: TypeAlias = Callable[[Any, tuple[Any, ...]], Leaf]
+ONE: Final = Fraction(1)
+Within: TypeAlias = Mapping[int, tuple[int, int]]
+"""What the splits above leave of the ranges of slots."""
+LeafOf: TypeAlias = Callable[[Any, tuple[Any, ...], Within], Leaf]
 """A leaf of river's, and the leaves that vote with it, to a leaf of the decision form."""
 
 
@@ -49,6 +55,8 @@ class Reader(NamedTuple):
     scale: Fraction
     bits: int
     notes: list[str]
+    majority: bool = False
+    """Whether leaves that ask naive Bayes become majority leaves."""
 
     def axis(self, name: object) -> Axis:
         """What stands before the model."""
@@ -58,9 +66,13 @@ class Reader(NamedTuple):
 
     def weights(self, model: Any, what: str) -> tuple[dict[int, Fraction], Fraction]:
         """Weights by slot, and the intercept, of a linear model; the scaler is worked into them."""
-        bias = number(model.intercept, f"{what}: the intercept")
+        return self.summands(model.weights, model.intercept, what)
+
+    def summands(self, given_: Mapping[Any, Any], intercept: Any, what: str) -> tuple[dict[int, Fraction], Fraction]:
+        """The same for weights by name."""
+        bias = number(intercept, f"{what}: the intercept")
         weights: dict[int, Fraction] = {}
-        for name, given in model.weights.items():
+        for name, given in given_.items():
             weight, axis = number(given, f"{what}: the weight of {name!r}"), self.axis(name)
             slot = self.schema.slot(name)
             if not axis.plain:
@@ -69,15 +81,23 @@ class Reader(NamedTuple):
             weights[slot] = weight
         return weights, bias
 
+    @staticmethod
+    def values_of(labels: Sequence[Any]) -> tuple[int, ...]:
+        """The verdicts for labels: whole numbers are their own, others are numbered in their order."""
+        if all(isinstance(label, int) and label == s64(label) for label in labels):
+            return tuple(int(label) for label in labels)
+        return tuple(range(len(labels)))
+
     def ranges(self) -> dict[int, Range]:
         """The schema's, by slot."""
         return {slot: Range(each.low, each.high) for slot, each in enumerate(self.schema.features)}
 
-    def regression(self, model: Any, what: str) -> Linear:
-        """A linear regression, times the scale, to the nearest whole number."""
+    def regression(self, model: Any, what: str, share: Fraction = ONE) -> Linear:
+        """A linear regression, times the scale and its share, to the nearest whole number."""
         weights, bias = self.weights(model, what)
-        scaled = {slot: weight * self.scale for slot, weight in weights.items()}
-        return linear(scaled, bias * self.scale, self.ranges(), bits=self.bits, rounded=True, what=what)[0]
+        scale = self.scale * share
+        scaled = {slot: weight * scale for slot, weight in weights.items()}
+        return linear(scaled, bias * scale, self.ranges(), bits=self.bits, rounded=True, what=what)[0]
 
     # --- trees ---
 
@@ -118,13 +138,15 @@ class _Walk:
         if depth > TREE_DEPTH_MAX:
             raise CompileError(f"a tree of more than {TREE_DEPTH_MAX} levels; set its max_depth")
         if not hasattr(node, "children"):
-            return self._leaf(node, tuple(self._beside))
+            return self._leaf(node, tuple(self._beside), within)
         alternate = getattr(node, "_alternate_tree", None)
         if alternate is None:
             return self._branch(node, within, depth)
         if hasattr(alternate, "children"):
-            self._reader.notes.append("an alternate tree with branches is left out")
-            return self._branch(node, within, depth)
+            raise CompileError(
+                "an alternate tree with branches: river itself has no answer there; learn on until it is taken, or "
+                "pruned"
+            )
         self._beside.append(alternate)
         made = self._branch(node, within, depth)
         self._beside.pop()
@@ -193,29 +215,62 @@ def _split(slot: int, at: int, left: Node, right: Node, *, equal: bool = False) 
 
 # --- leaves ---
 
+MAJORITY: Final = 'train with leaf_prediction="mc", or take majority leaves instead (--majority-leaves)'
 
-def distribution(leaf: Any, model: Any, order: Sequence[Any], notes: list[str]) -> dict[Any, float]:
-    """Shares of the classes in a leaf by what it has seen: the majority's vote, also where it would ask naive Bayes."""
+
+def bayes_leaf(leaf: Any, order: Sequence[Any], values: Sequence[int], reader: Reader, within: Within) -> Leaf:
+    """A leaf that asks naive Bayes, for numbers that its path lets through."""
+    known, classes = priors(leaf.stats), list[Class]()
+    for label, value in zip(order, values, strict=True):
+        if label not in known:
+            continue
+        base, parts = known[label], list[Gauss]()
+        for name, splitter in leaf.splitters.items() if base is not None else ():
+            found = gauss_of(splitter, label, f"feature {name!r}")
+            slot, axis = reader.schema.slot(name), reader.axis(name)
+            if found is None:
+                continue
+            mean, variance = number(found[0], f"a mean of {name!r}"), number(found[1], f"a variance of {name!r}")
+            weight = 1 / Fraction(math.sqrt(variance))
+            scaled = Fraction(axis.deviation) if axis.deviation else Fraction(0)
+            slope = (weight / scaled if scaled else Fraction(0)) if not axis.plain else weight
+            shift = -mean * weight - (slope * Fraction(axis.mean) if not axis.plain else 0)
+            feature = reader.schema.features[slot]
+            parts.append(Gauss(slot, slope, shift, Range(*within.get(slot, (feature.low, feature.high)))))
+            base = (base or Fraction(0)) + height(found[1])
+        classes.append(Class(value, base or Fraction(0), tuple(parts)))
+    return Leaf(bayes(classes, reader.bits)) if classes else Leaf(values[0])
+
+
+def distribution(leaf: Any, model: Any, order: Sequence[Any], reader: Reader) -> dict[Any, float]:
+    """Shares of the classes in a leaf by what it has seen.
+
+    Where it would ask naive Bayes, that is so only if majority leaves are wanted; else ``CompileError``.
+    """
     if not isinstance(leaf.stats, Mapping):
         raise CompileError(f"a leaf of the kind {type(leaf).__name__} in a classifier")
-    if _asks_bayes(leaf, model):
-        notes.append("a naive Bayes leaf became a majority leaf")
+    if asks_bayes(leaf, model):
+        if not reader.majority:
+            raise CompileError(f"naive Bayes leaves that vote with others, which takes exponentials: {MAJORITY}")
+        reader.notes.append("a naive Bayes leaf became a majority leaf")
     total = sum(leaf.stats.values())
+    number(total, "the weight of a leaf")
     shares = dict.fromkeys(order, 0.0)
     # As river normalises them, so that what is equal there is equal here.
     shares.update({label: seen * (1 / total) if total else seen for label, seen in leaf.stats.items()})
     return shares
 
 
-def votes(leaf: Any, model: Any, order: Sequence[Any], notes: list[str]) -> dict[Any, float]:
+def votes(leaf: Any, model: Any, order: Sequence[Any], reader: Reader) -> dict[Any, float]:
     """The same as an adaptive tree weighs it: by the square of the leaf's error, if it has made any."""
-    shares = distribution(leaf, model, order, notes)
+    shares = distribution(leaf, model, order, reader)
     error = leaf._mean_error.get()
     factor = sum(shares.values()) * error * error
     return {label: share * (1 / factor) for label, share in shares.items()} if factor else shares
 
 
-def _asks_bayes(leaf: Any, model: Any) -> bool:
+def asks_bayes(leaf: Any, model: Any) -> bool:
+    """Whether a leaf would ask naive Bayes."""
     option = getattr(model, "leaf_prediction", "mc")
     if option == "mc" or not leaf.is_active():
         return False
