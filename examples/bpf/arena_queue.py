@@ -16,6 +16,7 @@ from random import Random
 from typing import Protocol
 
 from uxk.bpf.asm import assemble
+from uxk.bpf.export import ARENA_ADDRESS
 from uxk.bpf.maps import ARENA_PAGE_BYTES, ArenaMap
 from uxk.bpf.program import Program
 from uxk.bpf.proto import body, features
@@ -24,23 +25,31 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 ENTRIES = 1024
 SQE_BYTES, CQE_BYTES = 64, 16
-SQ_TAIL, SQ_HEAD, CQ_TAIL = 0, 64, 128
-"""Places of the indices, each in a cache line of its own; they only grow, and wrap at 32 bits."""
+SQ_TAIL, SQ_HEAD, CQ_TAIL, TAKEN = 0, 64, 128, 192
+"""Places of the indices, each in a cache line of its own; they only grow, and wrap at 32 bits.  ``TAKEN``: 1 while a
+program takes entries, on whatever CPU."""
 SQ_AT = ARENA_PAGE_BYTES
 CQ_AT = SQ_AT + ENTRIES * SQE_BYTES
 PAGES = -(-(CQ_AT + ENTRIES * CQE_BYTES) // ARENA_PAGE_BYTES)
-ADDRESS = 1 << 44
+ADDRESS = ARENA_ADDRESS
 """Where the arena is mapped: its lower 32 bits are 0, so that offsets are addresses for the program."""
 
 DRAIN = f"""
     r1 = map[fd:1] ll
     w6 = 0
     r6 = addr_space_cast(r6, 0, 1)
-    w7 = *(u32 *)(r6 + {SQ_TAIL})
+again:
+    may_goto out
+    w1 = 1
+    w1 = xchg32_32(r6 + {TAKEN}, w1)
+    w0 = 1
+    if w1 != 0 goto busy
+    w7 = 0
+    w7 = atomic_fetch_add((u32 *)(r6 + {SQ_TAIL}), w7)
     w8 = *(u32 *)(r6 + {SQ_HEAD})
 next:
-    may_goto out
-    if w8 == w7 goto out
+    may_goto done
+    if w8 == w7 goto done
     w9 = w8
     w9 &= {ENTRIES - 1}
     w1 = w9
@@ -62,14 +71,24 @@ next:
     *(u64 *)(r1 + 8) = r0
     w8 += 1
     goto next
-out:
+done:
     *(u32 *)(r6 + {SQ_HEAD}) = w8
-    *(u32 *)(r6 + {CQ_TAIL}) = w8
-    r0 = 0
+    w8 = xchg32_32(r6 + {CQ_TAIL}, w8)
+    w1 = 0
+    w1 = xchg32_32(r6 + {TAKEN}, w1)
+    w1 = 0
+    w1 = atomic_fetch_add((u32 *)(r6 + {SQ_TAIL}), w1)
+    if w1 != w7 goto again
+out:
+    w0 = 0
+busy:
     exit
 body:
 """
-"""Takes what lies on the submission queue; seven numbers and the submitter's own number are a record."""
+"""Takes what lies on the submission queue; seven numbers and the submitter's own number are a record.
+
+1 if another CPU is at it: that one takes what came meanwhile, too, since it looks once more after it has let go.
+"""
 BODY = """
     r2 = *(u64 *)(r1 + 0)
     r3 = *(u64 *)(r1 + 16)
@@ -128,12 +147,12 @@ def in_uxk() -> tuple[Shared, Callable[[], int]]:
 
 def in_linux() -> tuple[Shared, Callable[[], int]]:
     """The same of one that the kernel runs.  Raises OSError."""
-    from linux import create_map, load_program, ring_doorbell
+    from linux import create_map, load_program, run_context
 
     descriptor = create_map(ArenaMap(PAGES, "queues"))
     shared = Mapped(descriptor)  # before the program: it is built for the address
     program = load_program(assemble(DRAIN + BODY), "syscall", {1: descriptor})
-    return shared, lambda: ring_doorbell(program)
+    return shared, lambda: run_context(program)[0]
 
 
 def exchange(shared: Shared, doorbell: Callable[[], int], records: list[tuple[int, ...]]) -> list[tuple[int, int]]:

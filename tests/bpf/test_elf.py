@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
 from pathlib import Path
 from random import Random
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linux_objects import by_bpftool
 
-from uxk.bpf import elf
+from uxk.bpf import btf, elf, objects
 from uxk.bpf.errors import BpfError
+from uxk.bpf.export import export
+from uxk.bpf.insn import s32
 from uxk.bpf.program import Program
 from uxk.bpf.proto import body
 from uxk.cli import main
@@ -110,6 +115,47 @@ def test_every_cpu_and_optimisation(tmp_path: Path, cpu: str) -> None:
         loaded = elf.load(compile_c(tmp_path, WHOLE, f"-mcpu={cpu}", level), "decide")
         program = Program(loaded.code, body(24), maps=loaded.maps)
         assert program.run(_fields(4, 3, -2)) == program.interpret(_fields(4, 3, -2)) == 12 - 6 - 14 + 5 + 3
+
+
+BESIDE = """
+struct xdp_md { u32 data, data_end; };
+SEC("xdp") int entry(struct xdp_md *context)
+{
+    const unsigned char *data = (void *)(long)context->data;
+    u64 fields[3];
+
+    if (data + sizeof(fields) > (unsigned char *)(long)context->data_end)
+        return 2;
+    __builtin_memcpy(fields, data, sizeof(fields));
+    return judged((const long *)fields, sizeof(fields));
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+@needs_clang
+@pytest.mark.parametrize("flags", [("-O2", "-mcpu=v1"), ("-Os", "-mcpu=v2"), ("-O2", "-mcpu=v3"), ("-O1", "-mcpu=v3")])
+def test_linux_decides_the_same_on_what_clang_built(
+    linux: ModuleType, folder: Path, tmp_path: Path, flags: tuple[str, str]
+) -> None:
+    """The object as it is, linked by libbpf, beside what uxk makes of the function in it, and its export."""
+    text = WHOLE[: WHOLE.index('SEC("uxk/other")')].replace(
+        'SEC("uxk/decide") long decide', "__attribute__((noinline)) static long judged"
+    )
+    text = text.replace('struct { __uint(type, 33); __uint(max_entries, 16); } arena SEC(".maps");', "")
+    data = compile_c(tmp_path, text + BESIDE, *flags)
+    there = by_bpftool(linux, folder, data)
+    loaded, again = elf.load(data, "judged"), elf.load(data, "judged")
+    program = Program(loaded.code, body(24), maps=loaded.maps)
+    exported = by_bpftool(linux, folder, export(Program(again.code, body(24), maps=again.maps)))
+    rng = Random("beside")
+    for _ in range(2_000):
+        fields = [rng.choice((rng.randrange(-9, 9), rng.randrange(-(1 << 63), 1 << 63))) for _ in range(3)]
+        memory = _fields(*fields)
+        expected = s32(program.run(memory))
+        assert linux.run_packet(there, memory) == linux.run_packet(exported, memory) == expected
+    for descriptor in (there, exported):
+        os.close(descriptor)
 
 
 @needs_clang
@@ -234,6 +280,153 @@ def test_every_byte_of_the_tables_may_be_anything(whole: bytes) -> None:
         data[at] ^= rng.randrange(1, 256)
         good += _try(bytes(data), "decide")
     assert 0 < good < 500
+
+
+# --- objects made to do harm ---
+
+
+def _put(data: bytes, *edits: tuple[int, str, int]) -> bytes:
+    """With numbers at places; ``edits``: place, format, number."""
+    out = bytearray(data)
+    for at, form, number in edits:
+        struct.pack_into(f"<{form}", out, at, number)
+    return bytes(out)
+
+
+def _headers(data: bytes) -> dict[str, int]:
+    """Where the headers of the sections are, by name."""
+    import io
+
+    from elftools.elf.elffile import ELFFile
+
+    parsed = ELFFile(io.BytesIO(data))
+    return {each.name: parsed["e_shoff"] + 64 * number for number, each in enumerate(parsed.iter_sections())}
+
+
+SHOFF, ENTSIZE, SHNUM, SHSTRNDX = 40, 58, 60, 62
+NAME, KIND, OFFSET, SIZE, LINK, INFO, ENTRY = 0, 4, 24, 32, 40, 44, 56
+"""Fields of the file's header, and of a section's."""
+HARM: dict[str, tuple[str, list[tuple[int, str, int]], str]] = {
+    "big-endian": ("", [(5, "B", 2)], "expected what"),
+    "32 bits": ("", [(4, "B", 1)], "expected what|not an ELF file"),
+    "no sections": ("", [(SHNUM, "H", 0)], "no section or function"),
+    "too many sections": ("", [(SHNUM, "H", 0xFEFF)], "65279 sections; at most 4096"),
+    "sections beyond the file": ("", [(SHNUM, "H", 4096)], r"sections at \d+..\d+, 64 bytes each; expected"),
+    "sections far away": ("", [(SHOFF, "Q", 1 << 62)], r"not an ELF file|sections at"),
+    "narrow headers": ("", [(ENTSIZE, "H", 8)], "8 bytes each; expected 64|not an ELF file"),
+    "no width": ("", [(ENTSIZE, "H", 0)], "0 bytes each; expected 64|not an ELF file"),
+    "names out of themselves": ("", [(SHSTRNDX, "H", 0xFFFF)], "not an ELF file|refers to section ''"),
+    "a negative offset": (".text", [(OFFSET, "Q", (1 << 64) - 8)], "not an ELF file|has 0 of its"),
+    "a huge section": (".text", [(SIZE, "Q", 1 << 62)], "bytes; at most 16777216"),
+    "a section beyond the file": (".text", [(SIZE, "Q", 1 << 23)], r"has \d+ of its 8388608 bytes"),
+    "symbols named by symbols": (".symtab", [(LINK, "I", 0)], "not an ELF file|no section or function|a name"),
+    "symbols of themselves": (".symtab", [(LINK, "I", 7)], "not an ELF file|no section or function|a name"),
+    "long symbols": (".symtab", [(ENTRY, "Q", 12)], "bytes of entries of 12; expected at most 65536 of 24"),
+    "too many symbols": (".symtab", [(SIZE, "Q", 24 << 36)], "expected at most 65536 of 24"),
+    "relocations of all": (".reluxk/decide", [(SIZE, "Q", 1 << 40)], "expected at most 65536 of 16"),
+    "no relocations": (".reluxk/decide", [(KIND, "I", 1)], "where no function begins|by number; expected a"),
+    "relocations of another": (".reluxk/decide", [(INFO, "I", 2)], "where no function begins|by number|a relocation"),
+    "two tables": (".BTF", [(KIND, "I", 2)], "two symbol tables"),
+    "no types": (".BTF", [(KIND, "I", 3)], "which is missing; compile with -g"),
+    "others' types": (".BTF", [(OFFSET, "Q", 0)], r"\.BTF: begins with 0x457f"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARM)
+def test_harm_is_refused(whole: bytes, name: str) -> None:
+    section, edits, reason = HARM[name]
+    start = _headers(whole)[section] if section else 0
+    with pytest.raises(BpfError, match=reason):
+        elf.load(_put(whole, *((start + at, form, number) for at, form, number in edits)), "decide")
+
+
+def test_truncated_anywhere(whole: bytes) -> None:
+    for size_bytes in range(0, len(whole), 61):
+        with pytest.raises(BpfError):
+            elf.load(whole[:size_bytes], "decide")
+
+
+def test_tables_on_top_of_each_other_take_no_longer() -> None:
+    """Thousands of sections that share their bytes: relocations, names, and bytes are counted over all of them."""
+    text = objects.Section(".text", bytes.fromhex("b7000000010000009500000000000000"), 6)
+    function = objects.Symbol("decide", ".text", objects.FUNC, 0, 16, True)
+    for kind, size_bytes, reason in (
+        (objects.REL, 1 << 20, "more than 262144 relocations"),
+        (objects.PROGBITS, 1 << 20, "sections of more than 33554432 bytes together"),
+        (5, 1 << 20, ""),  # hash tables: pyelftools would read each
+        (objects.STRTAB, 1 << 20, ""),
+    ):
+        big = objects.Section("big", bytes(range(1, 256)) * (size_bytes // 255 + 1))
+        data = bytearray(objects.write([text, big], [function]))
+        (table,) = struct.unpack_from("<Q", data, SHOFF)
+        start = _headers(bytes(data))["big"]
+        (at,) = struct.unpack_from("<Q", data, start + OFFSET)
+        del data[table + 64 * 7 :]
+        header = bytearray(data[table : table + 64])
+        for number in range(3000):
+            struct.pack_into("<IIQQQQIIQQ", header, 0, 0, kind, 0, 0, at, size_bytes, 4, 1 + number % 2, 8, 16)
+            data += header
+        count = (len(data) - table) // 64
+        hostile = _put(bytes(data), (SHNUM, "H", count))
+        if not reason:
+            assert elf.load(hostile).function == "decide"
+            continue
+        with pytest.raises(BpfError, match=reason):
+            elf.load(hostile)
+
+
+def test_names_without_an_end() -> None:
+    """A name that runs to the end of the file, or is as long as all may be."""
+    text = objects.Section(".text", bytes.fromhex("b7000000010000009500000000000000"), 6)
+    for tail in (b"x" * (3 << 20), b"x" * 1025):
+        function = objects.Symbol(tail.decode(), ".text", objects.FUNC, 0, 16, True)
+        with pytest.raises(BpfError, match=r"a name of \d+ bytes; at most 1024"):
+            elf.load(objects.write([text], [function]))
+
+
+def _btf(types: bytes, names: bytes = b"\0.maps\0m\0type\0") -> bytes:
+    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    return header + types + names
+
+
+def test_types_that_multiply() -> None:
+    """A definition of thousands of attributes, for thousands of maps; names without an end; types of themselves."""
+    kind = struct.Struct("<III").pack
+    variable = kind(7, 14 << 24, 1) + bytes(4)
+    section = kind(1, 15 << 24 | 60000, 0) + kind(2, 0, 8) * 60000
+    for definition, names, reason in (
+        (kind(0, 4 << 24 | 65535, 8) + kind(9, 1, 0) * 65535, None, "65535 attributes; at most 64"),
+        (kind(0, 4 << 24, 8), None, "is there twice"),
+        (kind(0, 8 << 24, 1), None, "is one of itself, or more than 32 deep"),
+        (kind(0, 4 << 24, 8), b"\0.maps\0" + b"m" * (1 << 20), "does not end within 128 bytes"),
+        (kind(0, 4 << 24, 8), b"\0.maps\0\xff\0type\0", "is there twice"),
+    ):
+        with pytest.raises(BpfError, match=reason):
+            btf.definitions(_btf(definition + variable + section, *[names] * (names is not None)))
+
+
+CORE = """
+struct s { int a; int b; } __attribute__((preserve_access_index));
+SEC("uxk/decide") long decide(struct s *f, u64 n) { return f->b; }
+SEC("uxk/plain") long plain(const long *f, u64 n) { return f[0] + 1; }
+__attribute__((noinline)) long exists(struct s *f) { return __builtin_preserve_field_info(f->b, 2); }
+SEC("uxk/calls") long calls(struct s *f, u64 n) { return exists(f) + 3; }
+"""
+
+
+@needs_clang
+def test_what_wants_a_kernels_types_is_refused(tmp_path: Path) -> None:
+    data = compile_c(tmp_path, CORE)
+    assert len(elf.load(data, "plain").code) == 24, "others in the same object are let be"
+    for name, where in (("decide", r"decide\+0"), ("calls", r"exists\+0")):
+        with pytest.raises(BpfError, match=rf"{where}: wants a kernel's types .CO-RE, preserve_access_index."):
+            elf.load(data, name)
+    start = _headers(data)[".BTF.ext"]
+    (at, size_bytes) = struct.unpack_from("<QQ", data, start + OFFSET)
+    rng = Random(7)
+    for _ in range(300):
+        place = rng.choice((rng.randrange(32), rng.randrange(size_bytes)))
+        _try(_put(data, (at + place, "B", rng.randrange(256))), "plain")
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,6 +13,12 @@ from uxk.bpf.errors import BpfError
 
 MAGIC: Final = 0xEB9F
 TYPES_MAX: Final = 65536
+NAME_MAX_BYTES: Final = 128
+MAPS_MAX: Final = 4096
+ATTRIBUTES_MAX: Final = 64
+"""Of a map's definition."""
+GROUPS_MAX: Final = 4096
+"""Sections with relocations for a kernel's types."""
 DEPTH_MAX: Final = 32
 """Longest chain of typedefs, qualifiers and arrays that is followed."""
 SIZE_MAX_BYTES: Final = 1 << 30
@@ -21,6 +27,8 @@ VAR, DATASEC, FLOAT, TYPE_TAG, ENUM64 = 14, 15, 16, 18, 19
 _HEADER: Final = Struct("<HBBIIIII")
 _TYPE: Final = Struct("<III")
 _TRIPLE: Final = Struct("<III")
+_PAIR: Final = Struct("<II")
+_WORD: Final = Struct("<I")
 _TAIL_BYTES: Final = {INT: 4, ARRAY: 12, VAR: 4, 17: 4}
 """What follows a type, once; 17 is a declaration's tag."""
 _MEMBER_BYTES: Final = {STRUCT: 12, UNION: 12, ENUM: 8, 13: 8, DATASEC: 12, ENUM64: 12}
@@ -55,6 +63,47 @@ def definitions(data: bytes) -> dict[str, Definition]:
         raise BpfError(f".BTF: {len(data)} bytes, cut short") from None
 
 
+def core_relocations(data: bytes, types: bytes) -> dict[str, list[int]]:
+    """Offsets in order, by section, of the instructions that ``.BTF.ext`` wants changed for a kernel's types (CO-RE).
+
+    ``types``: the ``.BTF`` section, which has the names.  Raises ``BpfError`` for bytes that are none.
+    """
+    try:
+        magic, version, _, header_bytes, *_ = _HEADER.unpack_from(data)
+        if magic != MAGIC or version != 1:
+            raise BpfError(f".BTF.ext: begins with {magic:#x}, version {version}; expected {MAGIC:#x}, version 1")
+        if header_bytes < _HEADER.size + 8:
+            return {}
+        at, size_bytes = _PAIR.unpack_from(data, _HEADER.size)
+        return _relocated(data, header_bytes + at, header_bytes + at + size_bytes, types)
+    except error:
+        raise BpfError(f".BTF.ext: {len(data)} bytes, cut short") from None
+
+
+def _relocated(data: bytes, at: int, end: int, types: bytes) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    if at == end:
+        return found
+    btf, groups = _Btf(types), 0
+    (record_bytes,) = _WORD.unpack_from(data, at)
+    at += _WORD.size
+    if record_bytes < 16:
+        raise BpfError(f".BTF.ext: relocations of {record_bytes} bytes; expected at least 16")
+    while at < end:
+        name, count = _PAIR.unpack_from(data, at)
+        at += _PAIR.size
+        groups += 1
+        if groups > GROUPS_MAX or at + count * record_bytes > min(end, len(data)):
+            raise BpfError(
+                f".BTF.ext: {count} relocations of {record_bytes} bytes at {at}, in section {groups}; expected at most "
+                f"{GROUPS_MAX} sections within {len(data)} bytes"
+            )
+        places = [_WORD.unpack_from(data, at + index * record_bytes)[0] for index in range(count)]
+        found.setdefault(btf.name(name), []).extend(places)
+        at += count * record_bytes
+    return {name: sorted(places) for name, places in found.items()}
+
+
 class _Btf:
     """The types of one section; type 0 is void."""
 
@@ -81,11 +130,15 @@ class _Btf:
         if at != end:
             raise BpfError(f".BTF: type {len(self._types) - 1} goes beyond the types")
 
-    def _name(self, offset: int) -> str:
-        end = self._names.find(b"\0", offset)
+    def name(self, offset: int) -> str:
+        """A name; raises ``BpfError`` for one that is none."""
+        end = self._names.find(b"\0", offset, offset + NAME_MAX_BYTES + 1)
         if not 0 <= offset < len(self._names) or end < 0:
-            raise BpfError(f".BTF: a name at {offset}; there are {len(self._names)} bytes of names")
-        return self._names[offset : min(end, offset + 128)].decode("utf-8", "replace")
+            raise BpfError(
+                f".BTF: a name at {offset}, which does not end within {NAME_MAX_BYTES} bytes; there are "
+                f"{len(self._names)} bytes of names"
+            )
+        return self._names[offset:end].decode("utf-8", "replace")
 
     def _type(self, number: int) -> _Type:
         """A type without its typedefs and qualifiers."""
@@ -119,24 +172,28 @@ class _Btf:
         """The variables of the section ``.maps``."""
         found: dict[str, Definition] = {}
         for section in self._types:
-            if section.kind != DATASEC or self._name(section.name) != ".maps":
+            if section.kind != DATASEC or self.name(section.name) != ".maps":
                 continue
             for index in range(section.members):
                 number, _, _ = _TRIPLE.unpack_from(self._data, section.tail + 12 * index)
                 variable = self._type(number)
                 if variable.kind != VAR:
                     raise BpfError(f".BTF: type {number} in .maps is of kind {variable.kind}; expected a variable")
-                name = self._name(variable.name)
+                name = self.name(variable.name)
+                if len(found) >= MAPS_MAX or name in found:
+                    raise BpfError(f".BTF: map {name!r} is there twice, or there are more than {MAPS_MAX}")
                 found[name] = self._definition(name, self._type(variable.size_or_type))
         return found
 
     def _definition(self, map_name: str, struct: _Type) -> Definition:
+        if struct.members > ATTRIBUTES_MAX:
+            raise BpfError(f"map {map_name!r}: {struct.members} attributes; at most {ATTRIBUTES_MAX}")
         if struct.kind != STRUCT:
             raise BpfError(f"map {map_name!r}: of kind {struct.kind} in .BTF; expected a struct of its attributes")
         numbers = {"type": 0, "key_size": 0, "value_size": 0, "max_entries": 0, "map_flags": 0}
         for index in range(struct.members):
             name_at, number, _ = _TRIPLE.unpack_from(self._data, struct.tail + 12 * index)
-            name = self._name(name_at)
+            name = self.name(name_at)
             if name in ("key", "value"):
                 numbers[f"{name}_size"] = self._size_bytes(self._pointed(map_name, name, number))
             elif name in numbers:

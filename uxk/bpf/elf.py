@@ -8,11 +8,12 @@ of one value, as libbpf makes them of ``.rodata``, ``.data`` and ``.bss``.  pyel
 from __future__ import annotations
 
 import io
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from uxk.bpf import insn as i
-from uxk.bpf.btf import Definition, definitions
+from uxk.bpf.btf import Definition, core_relocations, definitions
 from uxk.bpf.errors import BpfError
 from uxk.bpf.insn import INSN_BYTES, M32, Insn, decode, encode, s32
 from uxk.bpf.maps import ArenaMap, ArrayMap, HashMap, InstanceArrayMap, Map, RingBuffer
@@ -23,7 +24,10 @@ OBJECT_MAX_BYTES: Final = 16 << 20
 SECTIONS_MAX: Final = 4096
 SYMBOLS_MAX: Final = 65536
 NAMES_MAX_BYTES: Final = 4 << 20
-"""All names of an object together."""
+"""All names of an object together; one has at most ``NAME_MAX_BYTES``."""
+NAME_MAX_BYTES: Final = 1024
+RELOCATIONS_MAX: Final = 1 << 18
+"""All relocations of an object together."""
 DATA_MAX_BYTES: Final = 1 << 24
 """Largest section of global variables."""
 MAPS_MAX: Final = 64
@@ -33,6 +37,10 @@ BPF_MACHINE: Final = "EM_BPF"
 R_64_64, R_64_32 = 1, 10
 _HASH, _ARRAY, _PERCPU_ARRAY, _RINGBUF, _ARENA = 1, 2, 6, 27, 33
 _KINDS: Final = {_HASH: "hash", _ARRAY: "array", _PERCPU_ARRAY: "percpu array", _RINGBUF: "ringbuf", _ARENA: "arena"}
+_SYMTAB: Final = 2
+_READ: Final = frozenset({1, _SYMTAB, 4, 8, 9})
+"""SHT_PROGBITS, SHT_SYMTAB, SHT_RELA, SHT_NOBITS, SHT_REL."""
+_HEADER_BYTES: Final = 64
 _DATA: Final = (".rodata", ".data", ".bss")
 _LEGACY_BYTES: Final = 20
 """struct bpf_map_def: type, key_size, value_size, max_entries, map_flags."""
@@ -99,7 +107,7 @@ def _read(data: bytes) -> tuple[dict[int, _Section], list[_Symbol]]:
     except ImportError as exc:
         raise BpfError(f"{exc}: to read objects, install uxk[bpf], or pyelftools itself") from None
     try:
-        return _parts(ELFFile(io.BytesIO(data)))
+        return _parts(ELFFile(io.BytesIO(data + b"\0")), data)  # whatever name is looked for has an end
     except BpfError:
         raise
     except (Exception, RecursionError) as exc:  # what pyelftools raises for damaged files is listed nowhere
@@ -113,28 +121,41 @@ class _Names:
         self._left_bytes = NAMES_MAX_BYTES
 
     def take(self, name: str) -> str:
+        if len(name) > NAME_MAX_BYTES:
+            raise BpfError(f"a name of {len(name)} bytes; at most {NAME_MAX_BYTES}")
         self._left_bytes -= len(name)
         if self._left_bytes < 0:
             raise BpfError(f"names of more than {NAMES_MAX_BYTES} bytes")
         return name
 
 
-def _parts(elf: Any) -> tuple[dict[int, _Section], list[_Symbol]]:
-    if elf["e_machine"] != BPF_MACHINE or not elf.little_endian or elf.elfclass != 64 or elf["e_type"] != "ET_REL":
-        what = f"{elf['e_type']} for {elf['e_machine']}, {elf.elfclass} bits"
-        raise BpfError(f"{what}; expected what `clang -target bpf -c` builds, little-endian")
-    count = elf.num_sections()
+def _kinds(elf: Any, data: bytes) -> list[int]:
+    """The kinds of all sections, by their number: of others than _READ, pyelftools would read all at once."""
+    count, start = elf.num_sections(), elf["e_shoff"]
     if count > SECTIONS_MAX:
         raise BpfError(f"{count} sections; at most {SECTIONS_MAX}")
+    end = start + count * _HEADER_BYTES
+    if elf["e_shentsize"] != _HEADER_BYTES or end > len(data):
+        each = elf["e_shentsize"]
+        raise BpfError(f"sections at {start}..{end}, {each} bytes each; expected {_HEADER_BYTES}, within {len(data)}")
+    return [int.from_bytes(data[at + 4 : at + 8], "little") for at in range(start, end, _HEADER_BYTES)]
+
+
+def _parts(elf: Any, data: bytes) -> tuple[dict[int, _Section], list[_Symbol]]:
+    if elf["e_machine"] != BPF_MACHINE or not elf.little_endian or elf.elfclass != 64 or elf["e_type"] != "ET_REL":
+        order = "little" if elf.little_endian else "big"
+        what = f"{elf['e_type']} for {elf['e_machine']}, {elf.elfclass} bits, {order}-endian"
+        raise BpfError(f"{what}; expected what `clang -target bpf -c` builds, little-endian")
+    kinds = _kinds(elf, data)
+    if kinds.count(_SYMTAB) > 1:
+        raise BpfError("two symbol tables")
     names, sections, symbols = _Names(), dict[int, _Section](), list[_Symbol]()
     tables: dict[int, list[Any]] = {}
     left_bytes = 2 * OBJECT_MAX_BYTES
-    for number in range(count):
+    for number in (n for n, kind in enumerate(kinds) if kind in _READ):
         section = elf.get_section(number)
         name, kind = names.take(section.name), section["sh_type"]
         if kind == "SHT_SYMTAB":
-            if symbols:
-                raise BpfError("two symbol tables")
             symbols = _symbols(section, names)
         elif kind == "SHT_REL":
             tables.setdefault(section["sh_info"], []).append(section)
@@ -145,8 +166,12 @@ def _parts(elf: Any) -> tuple[dict[int, _Section], list[_Symbol]]:
             left_bytes -= len(sections[number].data)
             if left_bytes < 0:  # sections may lie on top of each other
                 raise BpfError(f"sections of more than {2 * OBJECT_MAX_BYTES} bytes together")
+    left = RELOCATIONS_MAX
     for target, found in tables.items():
         if target in sections and sections[target].name not in (".BTF", ".BTF.ext", ".eh_frame"):
+            left -= sum(_entries(table, 16) for table in found)
+            if left < 0:
+                raise BpfError(f"more than {RELOCATIONS_MAX} relocations")
             sections[target] = sections[target]._replace(relocations=_relocations(found))
     return sections, symbols
 
@@ -206,6 +231,8 @@ class _Linker:
         self._sections, self._symbols, self._kfuncs = sections, symbols, kfuncs
         self._functions = self._find_functions()
         self._btf: dict[str, Definition] | None = None
+        types, more = self._named(".BTF"), self._named(".BTF.ext")
+        self._core = core_relocations(more, types or b"") if more else {}
         self._maps: dict[int, Map] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         self._placed: dict[tuple[int, int], int] = {}
@@ -213,6 +240,10 @@ class _Linker:
         self._out: list[Insn] = []
         self._slots = 0
         self._map_bytes = 0
+
+    def _named(self, name: str) -> bytes | None:
+        """The bytes of the first section of a name."""
+        return next((each.data for each in self._sections.values() if each.name == name), None)
 
     def _find_functions(self) -> dict[tuple[int, int], _Function]:
         """By section and offset."""
@@ -261,14 +292,14 @@ class _Linker:
         if len(candidates) == 1:
             return candidates[0]
         names = sorted({f.name for f in self._functions.values()})
-        there = ", ".join(names[:20]) or "none"
+        there = ", ".join(name[:64] for name in names[:20]) or "none"
         if not wanted:
             raise BpfError(
                 f"{len(candidates)} programs; expected a section or a function to be named; there are: {there}"
             )
         if candidates:
             raise BpfError(f"{len(candidates)} functions in section {wanted!r}; expected one of: {there}")
-        raise BpfError(f"no section or function {wanted!r}{did_you_mean(wanted, names)}; there are: {there}")
+        raise BpfError(f"no section or function {wanted!r}{did_you_mean(wanted, names[:1000])}; there are: {there}")
 
     def _place(self, function: _Function) -> None:
         key = function.section, function.start
@@ -283,6 +314,10 @@ class _Linker:
         section = self._sections[function.section]
         insns = list(decode(section.data[function.start : function.end]))
         base, second = len(self._out), -1
+        places = self._core.get(section.name, [])
+        if (index := bisect_left(places, function.start)) < len(places) and places[index] < function.end:
+            where = f"{function.name}+{(places[index] - function.start) // INSN_BYTES}"
+            raise BpfError(f"{where}: wants a kernel's types (CO-RE, preserve_access_index), which are not supported")
         for pc, insn in enumerate(insns):
             if pc == second:
                 continue
@@ -405,10 +440,10 @@ class _Linker:
             kind, *sizes = (int.from_bytes(words[at : at + 4], "little") for at in range(0, 16, 4))
             return Definition(kind, *sizes)
         if self._btf is None:
-            data = [each.data for each in self._sections.values() if each.name == ".BTF"]
-            if not data:
+            data = self._named(".BTF")
+            if data is None:
                 raise BpfError(f"map {symbol.name!r}: its definition is in .BTF, which is missing; compile with -g")
-            self._btf = definitions(data[0])
+            self._btf = definitions(data)
         if symbol.name not in self._btf:
             raise BpfError(f"map {symbol.name!r} is not in .BTF")
         return self._btf[symbol.name]

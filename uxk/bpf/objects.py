@@ -139,6 +139,11 @@ def map_types(maps: Sequence[tuple[str, Mapping[str, int]]], each_bytes: int) ->
     for index, (name, attributes) in enumerate(maps):
         members = b""
         for at, (attribute, number) in enumerate(attributes.items()):
+            if number >> 32:  # as libbpf's __ulong has it
+                low, high = number & 0xFFFFFFFF, number >> 32
+                wide = add("", btf.ENUM64, 1, 8, triple(strings.add(f"{name}_{attribute}"), low, high))
+                members += triple(strings.add(attribute), wide, 64 * at)
+                continue
             array = add("", btf.ARRAY, 0, 0, triple(integer, integer, number))
             members += triple(strings.add(attribute), add("", btf.PTR, 0, array), 64 * at)
         struct = add("", btf.STRUCT, len(attributes), 8 * len(attributes), members)
