@@ -1,16 +1,21 @@
-"""A driver and a learning agent whose kernel side is an eBPF program and nothing else (R19).
+"""Two drivers and a learning agent whose kernel side is eBPF programs and nothing else (R19).
 
-The driver is a disk that holds nothing: its program answers every request where it enters the kernel, so that the
-extension is never woken.  The agent learns a decision tree, has it compiled, and injects it at a decision site: it runs
-in the shadow, is judged by the tree that it was made from, and is swapped in; from then on no decision crosses the
-boundary.  A second program keeps the mode's news from the agent, but for emergencies.
+The first driver is a disk that holds nothing: its program answers every request where it enters the kernel.  The second
+stripes two disks: its program gives each request to one of them.  Neither extension is ever woken.  The agent learns a
+decision tree, has it compiled, and injects it at a decision site: it runs in the shadow, is judged by the tree that it
+was made from, and is swapped in; from then on no decision crosses the boundary.  A further program keeps the mode's
+news from the agent, but for emergencies.
 
     python examples/bpf_agents.py
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import trio
+from numpy.typing import NDArray
 from river import tree
 
 import uxk
@@ -25,6 +30,13 @@ NULL_DISK = """
     r2 = *(u64 *)(r1 + 40)      // the length of the request
     *(u64 *)(r1 + 64) = r2      // is the result of its answer
     r0 = 1                      // answered here
+    exit
+"""
+STRIPES = """
+    r0 = *(u64 *)(r1 + 32)      // the offset of the request
+    r0 >>= 16                   // in stripes of 64 KiB
+    r0 &= 1                     // even or odd
+    r0 += 2                     // is for the first or the second target
     exit
 """
 EMERGENCIES_ONLY = f"""
@@ -47,38 +59,55 @@ class NullDisk(uxk.Extension):
     manifest = uxk.Manifest(name="nulldisk", version="1.0", license="Apache-2.0", capabilities=("bpf:queue/nulldisk0",))
 
     def setup(self, ctx: uxk.Context) -> None:
-        ctx.call_later_ns(1, lambda _: ctx.load_program("queue/nulldisk0", assemble(NULL_DISK)))
+        ctx.load_program("queue/nulldisk0", assemble(NULL_DISK))
 
 
-class Keeper(uxk.Extension):
+class Striped(uxk.Extension):
+    """A driver above two others."""
+
+    manifest = uxk.Manifest(name="striped", version="1.0", license="Apache-2.0", capabilities=("bpf:queue/striped0",))
+
+    def setup(self, ctx: uxk.Context) -> None:
+        ctx.load_program("queue/striped0", assemble(STRIPES))
+
+
+class Platter(uxk.Extension):
+    """A disk below, in the usual way: it keeps what it is given."""
+
+    manifest = uxk.Manifest(name="platter", version="1.0", license="Apache-2.0")
+
+    def setup(self, ctx: uxk.Context) -> None:
+        self.kept: dict[int, bytes] = {}
+
+    def on_batch(self, ctx: uxk.Context, requests: Sequence[uxk.Request]) -> None:
+        for request in requests:
+            if request.opcode == uxk.Op.WRITE:
+                self.kept[request.offset] = request.payload
+            ctx.complete(request, self.kept.get(request.offset, b""))
+
+
+class Keeper(uxk.MLAgent):
     """A learning agent: which pages are worth keeping."""
 
-    manifest = uxk.Manifest(
-        name="keeper", version="1.0", license="Apache-2.0", kind="ml-agent",
-        capabilities=("model:disk0", f"bpf:site/{SITE}", "bpf:agent/keeper"),
-    )  # fmt: skip
+    manifest = uxk.Manifest(name="keeper", version="1.0", license="Apache-2.0", capabilities=("bpf:agent/keeper",))
+    model = "disk0"
+    policies = (SITE,)
 
     def setup(self, ctx: uxk.Context) -> None:
         self.tree = tree.HoeffdingTreeClassifier(leaf_prediction="mc", grace_period=100, delta=0.01, tau=0.1)
         for number in range(6000):
             age, heat = number * 7919 % 10_001, number * 31 % 256
             self.tree.learn_one({"age": age, "heat": heat}, age < 3_000 or heat > 200)
-        ctx.attach("disk0")
         ctx.load_program("agent/keeper", assemble(EMERGENCIES_ONLY))
         compiled = compile_model(self.tree, SCHEMA)
         ctx.log(f"a tree of {compiled.model.leaves} leaves is {compiled.model.instructions} instructions")
         ctx.inject(SITE, compiled.code, why="learned from 6000 pages")
 
-    def on_event(self, ctx: uxk.Context, event: uxk.Event) -> None:
-        if event.topic == "shadow":
-            shown = ml.decode_shadow(event.value)
-            ages_and_heats = memoryview(shown.rows).cast("q").tolist()
-            rows = zip(ages_and_heats[::2], ages_and_heats[1::2], strict=True)
-            ctx.judge(shown.injection, shown.first, [
-                bool(self.tree.predict_one({"age": age, "heat": heat})) for age, heat in rows
-            ])  # fmt: skip
-        elif event.topic == "mode":
-            ctx.log(f"heard of mode {ml.decode_mode(event.value).new.name}")
+    def judge(self, ctx: uxk.Context, site: str, rows: NDArray[np.int64]) -> list[bool]:
+        return [bool(self.tree.predict_one({"age": age, "heat": heat})) for age, heat in rows.tolist()]
+
+    def on_mode(self, ctx: uxk.Context, change: ml.ModeChange) -> None:
+        ctx.log(f"heard of mode {change.new.name}")
 
 
 def lines(text: str) -> int:
@@ -97,6 +126,23 @@ async def main() -> None:
             await kernel.run()
         print(f"null disk: {lines(NULL_DISK)} instructions, {len(answers)} answers, {disk.account.turns - turns} turns")
 
+        striped = await kernel.insmod(Striped)
+        for name in ("left", "right"):
+            await kernel.insmod(Platter, instance=name)
+        kernel.queues.redirect_to("striped0", ["left", "right"])
+        await kernel.sleep_ns(1_000)
+        turns, texts = striped.account.turns, list[bytes]()
+        port = kernel.open_port("striped0", lambda done: texts.extend(each.payload for each in done))
+        for opcode in (uxk.Op.WRITE, uxk.Op.READ):
+            for stripe in range(100):
+                text = f"stripe {stripe}".encode() if opcode == uxk.Op.WRITE else b""
+                port.submit_batch([uxk.Request(0, opcode, text, offset=stripe << 16, length=16)])
+                await kernel.run()
+        assert texts[100:] == [f"stripe {stripe}".encode() for stripe in range(100)]
+        served = [kernel.module(name).account.completed for name in ("left", "right")]
+        print(f"striped disk: {lines(STRIPES)} instructions, {served} requests below, "
+              f"{striped.account.turns - turns} turns")  # fmt: skip
+
         proxy = kernel.create_model("demo", "disk0", config=uxk.ModeConfig(learning_share_ppm=1_000_000))
         site = proxy.site(SITE, lambda payload: "")
         config = InjectionConfig(decisions_min=64, audit_every=0)
@@ -111,6 +157,7 @@ async def main() -> None:
             if number == 64:
                 await kernel.sleep_ns(100_000)
                 crossings = keeper.account.crossings
+        print(f"keeper: {lines(EMERGENCIES_ONLY)} instructions before its events, and those of its tree")
         print(f"decided by the program: {len(verdicts)}, kept {sum(verdicts)}; "
               f"crossings since: {keeper.account.crossings - crossings}")  # fmt: skip
         proxy.override(ml.Mode.COLLABORATION)

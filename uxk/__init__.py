@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from uxk.core.action import ActionConfig as ActionConfig
     from uxk.core.cost import CostModel as CostModel
     from uxk.core.mode import ModeConfig as ModeConfig
+    from uxk.core.rows import DatasetView as DatasetView
     from uxk.core.rows import feature_dicts as feature_dicts
     from uxk.core.sysctl import Sysctl as Sysctl
     from uxk.errors import BudgetError as BudgetError
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from uxk.kernel.module import Module as Module
     from uxk.kernel.ports import Port as Port
     from uxk.ml import Advice as Advice
-    from uxk.ml import DatasetView as DatasetView
     from uxk.ml import Learner as Learner
     from uxk.ml import MLAgent as MLAgent
     from uxk.ml import Online as Online
@@ -103,7 +103,7 @@ _HOME: Final = {
     "ActionConfig": "core.action", "CostModel": "core.cost", "ModeConfig": "core.mode", "feature_dicts": "core.rows",
     "Sysctl": "core.sysctl",
     "Kernel": "kernel.kernel", "Module": "kernel.module", "Port": "kernel.ports",
-    "Advice": "ml", "DatasetView": "ml", "Learner": "ml", "MLAgent": "ml", "Online": "ml", "online": "ml",
+    "Advice": "ml", "DatasetView": "core.rows", "Learner": "ml", "MLAgent": "ml", "Online": "ml", "online": "ml",
     "Extension": "module", "ActionChange": "uapi.action",
     "Completion": "uapi.entries", "Event": "uapi.entries", "Op": "uapi.entries", "Request": "uapi.entries",
     "Bind": "uapi.manifest", "Budget": "uapi.manifest", "Ioctl": "uapi.manifest", "Manifest": "uapi.manifest",

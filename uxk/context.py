@@ -425,15 +425,19 @@ class Context:
         """
         return self.command(lambda cid: e.InjectPolicy(cid, site, code, weights, why))
 
-    def load_program(self, at: str, code: bytes, *, arrays: Sequence[tuple[int, int]] = ()) -> Reply:
+    def load_program(self, at: str, code: bytes, *, arrays: Sequence[tuple[int, int]] = (), replaces: int = 0) -> Reply:
         """Attaches a program to ``queue/DEVICE`` or ``agent/INSTANCE``, as long as this instance lives.
 
-        The answer's ``result`` is its number.  The manifest asks for ``bpf:queue/DEVICE`` or ``bpf:agent/INSTANCE``.
+        The answer's ``result`` is its number; with ``replaces`` it takes the place of that one, in one step.
+        The manifest asks for ``bpf:queue/DEVICE`` or ``bpf:agent/INSTANCE``.
         """
-        return self.command(lambda cid: e.LoadProgram(cid, at, code, tuple(arrays)))
+        return self.command(lambda cid: e.LoadProgram(cid, at, code, tuple(arrays), replaces))
 
     def judge(self, injection: int, first: int, verdicts: Sequence[int]) -> Reply:
         """What the model would have decided, from the decision number ``first`` on."""
+        for each in verdicts:
+            if int(each) != each:
+                raise UsageError(f"judge: verdict {each!r}: expected an integer, the kernel has no floats")
         data = b"".join(int(each).to_bytes(8, "little", signed=True) for each in verdicts)
         return self.command(lambda cid: e.JudgePolicy(cid, injection, first, data))
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import importlib
-import importlib.metadata
 import inspect
 import math
 import operator
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -24,7 +23,9 @@ from numpy.typing import NDArray
 
 from uxk.context import Context
 from uxk.core.checkpoint import Slots, libraries_of, pack, unpack
-from uxk.core.rows import Features, feature_dicts, rows_of
+from uxk.core.checkpoint import versions_of as versions_of
+from uxk.core.rows import DatasetView as DatasetView
+from uxk.core.rows import Features, best_of_each, feature_dicts, rows_of
 from uxk.core.suggest import did_you_mean
 from uxk.errors import CapabilityError, ManifestError, RingFull, UsageError, errno_name
 from uxk.limits import NS_PER_S
@@ -54,39 +55,12 @@ class Advice(NamedTuple):
     """The author's own, kept here: :meth:`MLAgent.advice_of` gives it back when feedback comes."""
 
 
-class DatasetView(NamedTuple):
-    """A published dataset: its rows lie in the kernel's memory, read-only, and may be gone after the callback."""
-
-    info: ml.Dataset
-    rows: NDArray[Any]
-    """A structured array; copy what you keep."""
-
-    @property
-    def name(self) -> str:
-        """The dataset's name within its model."""
-        return self.info.name
-
-    @property
-    def generation(self) -> int:
-        """Grows by one with every publication."""
-        return self.info.generation
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(name for name, _ in self.info.schema)
-
-    def features(self, *names: str) -> Iterator[Features]:
-        """The rows as dicts of plain Python values; with ``names``, only those columns."""
-        return feature_dicts(self.rows, names)
-
-
 class MLAgent(Extension[P]):
     """Base class of every agent that learns.
 
     A subclass names ``model`` and the decision ``sites`` that it advises; the capabilities for them, and for
-    ``sysctls`` that it recommends values for, are added to its manifest.  After each dataset, :meth:`on_dataset` is
-    called, then :meth:`recommend` for each site.  Errors in hooks are contained as in every extension.
+    ``sysctls`` that it recommends values for, and ``policies`` that it injects, are added to its manifest.  After each
+    dataset, :meth:`on_dataset` is called, then :meth:`recommend` for each site.  Errors in hooks are contained.
 
     One that overrides ``checkpoint`` and ``restore`` keeps what it has learned over a crash, too: it is read back if
     module, ``state_version`` and library versions are the same, before any dataset comes.
@@ -98,6 +72,8 @@ class MLAgent(Extension[P]):
     """The model to attach to, now or when it is created."""
     sites: ClassVar[tuple[str, ...]] = ()
     """Decision sites to be asked for, after each dataset."""
+    policies: ClassVar[tuple[str, ...]] = ()
+    """Decision sites that it may inject programs at, see :meth:`judge`."""
     sysctls: ClassVar[tuple[str, ...]] = ()
     """Sysctls that it may recommend values for, see :meth:`~uxk.context.Context.recommend_sysctl`."""
     ttl_ns: ClassVar[int] = NS_PER_S
@@ -113,7 +89,7 @@ class MLAgent(Extension[P]):
     """Memory for one checkpoint, of two; the manifest's budget pays for it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        if {"manifest", "model", "sites", "sysctls"} & cls.__dict__.keys():
+        if {"manifest", "model", "sites", "policies", "sysctls"} & cls.__dict__.keys():
             manifest = getattr(cls, "manifest", None)
             if isinstance(manifest, Manifest):
                 cls.manifest = _complete(cls, manifest)
@@ -151,6 +127,17 @@ class MLAgent(Extension[P]):
 
     def on_mode(self, ctx: Context, change: ml.ModeChange) -> None:
         """The mode has changed; ``self.mode`` is the new one."""
+
+    def judge(self, ctx: Context, site: str, rows: NDArray[np.int64]) -> Sequence[Any] | None:
+        """What the model says of decisions of a program of this agent's, in the kernel: one verdict for each row.
+
+        ``rows`` are features in the order of the site's schema, a decision in each; where a site ranks candidates, one
+        of those, and what is returned is their scores: the highest wins, the first of equals.  None: nothing to say.
+        """
+        return None
+
+    def on_policy(self, ctx: Context, site: str, change: ml.PolicyChange) -> None:
+        """A step of a program that was injected: in the shadow, in force, refused, over."""
 
     def on_action(self, ctx: Context, change: ActionChange) -> None:
         """A step of a recommended sysctl write: applied, confirmed, reverted, superseded."""
@@ -283,10 +270,23 @@ class MLAgent(Extension[P]):
                 self.info, self.mode = None, ml.Mode.UNKNOWN
                 self.generations.clear()
                 self.on_model(ctx, None)
+            case "shadow":
+                self._judge(ctx, event.name, ml.decode_shadow(event.value))
+            case "policy":
+                self.on_policy(ctx, event.name, ml.decode_policy(event.value))
             case "action":
                 self.on_action(ctx, decode_action(event.value))
             case _:
                 pass
+
+    def _judge(self, ctx: Context, site: str, shown: ml.ShadowRows) -> None:
+        rows = np.frombuffer(shown.rows, "<i8").reshape(-1, shown.width)
+        said = self.judge(ctx, site, rows)
+        if said is None:
+            return
+        if len(said) != len(rows):
+            raise UsageError(f"{ctx.name}: judge() gave {len(said)} verdicts for {len(rows)} rows of {site}")
+        ctx.judge(shown.injection, shown.first, best_of_each(said, shown.counts) if shown.counts else said)
 
     def _pulled(self, ctx: Context, dataset: str, done: Completion) -> None:
         if done.status:
@@ -324,13 +324,14 @@ class MLAgent(Extension[P]):
 
 def _complete(cls: type[MLAgent[Any]], manifest: Manifest) -> Manifest:
     """The manifest with the capabilities that the class attributes imply; an author's own for the same stay."""
-    for name in ("sites", "sysctls"):
+    for name in ("sites", "policies", "sysctls"):
         value = getattr(cls, name)
         if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
             raise ManifestError(f"{cls.__name__}.{name} is {value!r}, expected a tuple of names")
     if not isinstance(cls.model, str) or not isinstance(manifest.capabilities, tuple):
         raise ManifestError(f"{cls.__name__}: model is {cls.model!r}, capabilities are {manifest.capabilities!r}")
     wanted = [f"model:{cls.model}"] if cls.model else []
+    wanted += [f"bpf:site/{site}" for site in cls.policies]
     wanted += [f"site:{site}" for site in cls.sites] + [f"sysctl:{name}:submit" for name in cls.sysctls]
     mine = [
         each for each in wanted
@@ -340,20 +341,6 @@ def _complete(cls: type[MLAgent[Any]], manifest: Manifest) -> Manifest:
         manifest, kind="ml-agent" if manifest.kind == "driver" else manifest.kind,
         capabilities=(*manifest.capabilities, *mine),
     )  # fmt: skip
-
-
-def versions_of(names: Sequence[str]) -> dict[str, str]:
-    """Versions of distributions, and of Python; those that are not installed are left out."""
-    found: dict[str, str] = {}
-    for name in names:
-        if name == "python":
-            found[name] = f"{sys.version_info.major}.{sys.version_info.minor}"
-        else:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except (importlib.metadata.PackageNotFoundError, ValueError):  # a checkpoint may name anything, even ""
-                continue
-    return found
 
 
 # --- learners ---

@@ -7,9 +7,11 @@ The data are the author's, and nobody here looks at them.
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import struct
+import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -75,6 +77,20 @@ def libraries_of(blob: bytes) -> tuple[str, ...]:
         return tuple(_decode(blob).libraries)
     except msgspec.MsgspecError:
         return ()
+
+
+def versions_of(names: Sequence[str]) -> dict[str, str]:
+    """Versions of distributions, and of Python; those that are not installed are left out."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name == "python":
+            found[name] = f"{sys.version_info.major}.{sys.version_info.minor}"
+        else:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except (importlib.metadata.PackageNotFoundError, ValueError):  # a checkpoint may name anything, even ""
+                continue
+    return found
 
 
 class Slots:

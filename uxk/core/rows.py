@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,16 @@ def rows_of(info: Dataset, memory: memoryview) -> NDArray[Any]:
     return rows
 
 
+def best_of_each(scores: Sequence[Any], counts: Sequence[int]) -> list[int]:
+    """The place of the highest score among each of so many that follow each other, the first of equals."""
+    best, at = list[int](), 0
+    for count in counts:
+        group = list(scores[at : at + count])
+        best.append(group.index(max(group)))
+        at += count
+    return best
+
+
 def feature_dicts(rows: NDArray[Any], names: Sequence[str] = ()) -> Iterator[Features]:
     """Structured rows as dicts of plain Python values; a column of several numbers becomes ``name.0``, ``name.1``, ...
 
@@ -44,3 +54,30 @@ def feature_dicts(rows: NDArray[Any], names: Sequence[str] = ()) -> Iterator[Fea
             flat.update({f"{name}.{index}": part.tolist() for index, part in enumerate(parts)})
     keys = tuple(flat)
     return (dict(zip(keys, values, strict=True)) for values in zip(*flat.values(), strict=True))
+
+
+class DatasetView(NamedTuple):
+    """A published dataset: its rows lie in the kernel's memory, read-only, and may be gone after the callback."""
+
+    info: Dataset
+    rows: NDArray[Any]
+    """A structured array; copy what you keep."""
+
+    @property
+    def name(self) -> str:
+        """The dataset's name within its model."""
+        return self.info.name
+
+    @property
+    def generation(self) -> int:
+        """Grows by one with every publication."""
+        return self.info.generation
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(name for name, _ in self.info.schema)
+
+    def features(self, *names: str) -> Iterator[Features]:
+        """The rows as dicts of plain Python values; with ``names``, only those columns."""
+        return feature_dicts(self.rows, names)

@@ -92,6 +92,10 @@ class Machine:
         """Makes the request tables of instances loaded from now on, in place of the usual: for traces."""
         self.event_hooks: dict[int, Callable[[str, bytes], bool]] = {}
         """By instance: told the topic and the value of every event for it, say whether they have dealt with it."""
+        self.on_aside: list[Callable[[int], object]] = []
+        """Told of an instance whose incarnation is about to be put aside for another build."""
+        self.on_gone: list[Callable[[int], object]] = []
+        """Told of an instance that is being unloaded."""
         self._boot_ns = monotonic_ns()
 
     # --- time ---

@@ -66,6 +66,8 @@ class Reclaimer:
         memory, what clients have lent it.
         """
         machine, forwarders = self._machine, self._services.forwarders
+        for tell in machine.on_aside:
+            tell(agent.id)
         connections = forwarders.set_aside(agent)
         self._sharing.cut_waits(agent)
         aside = agent.set_aside()
@@ -103,6 +105,8 @@ class Reclaimer:
     def gone(self, agent: KernelAgent) -> None:
         """Everything.  Raises :class:`KernelBug` if something is left: that must not happen."""
         self.crashed(agent)
+        for tell in self._machine.on_gone:
+            tell(agent.id)
         agent.requests.close()
         self._chardevs.remove_all(agent)
         for device in list(agent.devices.values()):

@@ -58,8 +58,8 @@ class RequestTable:
 
     __slots__ = (
         "_cid", "_complain", "_data_ops", "_depth", "_machine", "_reject_when_full", "_staged", "_sweep_armed",
-        "_timeout_ns", "_wake", "account", "backlog", "door", "inflight", "on_drained", "on_hung", "overdue",
-        "timeouts_in_a_row", "timeouts_max",
+        "_timeout_ns", "_wake", "account", "away", "backlog", "door", "inflight", "judge", "on_drained", "on_hung",
+        "overdue", "timeouts_in_a_row", "timeouts_max",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +79,10 @@ class RequestTable:
         """By command id, in the order of submission."""
         self.backlog: dict[int, Batch] = {}
         """Accepted, but waiting for room or for the next incarnation."""
+        self.away: dict[int, Batch] = {}
+        """Accepted, and in the hands of :attr:`judge`."""
+        self.judge: Callable[[Port, Sequence[Request]], None] | None = None
+        """Looks at requests first: each goes on by :meth:`admit`, or is answered by :meth:`settle`."""
         self.overdue = Overdue(machine.arena)
         """What the instance has although it was answered with ETIMEDOUT."""
         self.timeouts_in_a_row = 0
@@ -97,12 +101,13 @@ class RequestTable:
     @property
     def idle(self) -> bool:
         """Nothing in flight and nothing waiting."""
-        return not self.inflight and not self.backlog
+        return not (self.inflight or self.backlog or self.away)
 
     @property
     def room(self) -> int:
         """How many more requests would be handed over at once."""
-        return 0 if self.door is not Door.OPEN or self.backlog else max(0, self._depth - len(self.inflight))
+        used = len(self.inflight) + len(self.away)
+        return 0 if self.door is not Door.OPEN or self.backlog else max(0, self._depth - used)
 
     # --- submission ---
 
@@ -110,6 +115,9 @@ class RequestTable:
         """Takes all requests or raises: RingFull (EAGAIN), or RequestError (ENODEV) when the door is closed."""
         count = len(requests)
         if not count:
+            return
+        if self.judge is not None:
+            self._submit_to(self.judge, port, requests)
             return
         book: dict[int, Batch] = self.inflight
         if self.door is not Door.OPEN or self.backlog or len(book) + count > self._depth:
@@ -143,14 +151,56 @@ class RequestTable:
         if not self._sweep_armed:
             self._arm_sweep(now_ns + self._timeout_ns)
 
+    def _submit_to(
+        self, judge: Callable[[Port, Sequence[Request]], None], port: Port, requests: Sequence[Request]
+    ) -> None:
+        """As :meth:`submit`, by way of who looks at each first; what does not fit is refused before that."""
+        if self.room < len(requests):
+            self._check_backlog(port, len(requests))
+        first_cid, machine = self._cid + 1, self._machine
+        for cid, request in enumerate(requests, first_cid):
+            request.cid = cid
+            if port.tagged:
+                request.port = port.id
+        self._cid += len(requests)
+        moves_data = not self._data_ops.isdisjoint(map(_opcode, requests))
+        batch = Batch(port, tuple(requests), first_cid, machine.now_ns, moves_data)
+        self.away.update(dict.fromkeys(range(first_cid, self._cid + 1), batch))
+        self.account.requests += len(requests)
+        machine.outstanding += len(requests)
+        judge(port, requests)
+
+    def admit(self, cids: Iterable[int]) -> None:
+        """Requests that were looked at go the way of all others; a driver that is gone meanwhile fails them (EIO)."""
+        passed = {cid: batch for cid in cids if (batch := self.away.pop(cid, None)) is not None}
+        if self.door is Door.CLOSED:
+            self._fail_all(passed.items(), errno.EIO)
+            return
+        if self.door is Door.OPEN and not self.backlog and len(self.inflight) + len(passed) <= self._depth:
+            self.inflight.update(passed)
+            self._staged += [batch.request(cid) for cid, batch in passed.items()]
+            self._wake()
+        else:
+            self.backlog.update(passed)
+            self.account.deferred += len(passed)
+            self.pump()
+        if passed and not self._sweep_armed:
+            self._arm_sweep(self._machine.now_ns + self._timeout_ns)
+
+    def settle(self, answers: Iterable[Completion]) -> None:
+        """Answers of others than the driver, to requests that were looked at; never inside a submission."""
+        known = [(batch, [each]) for each in answers if (batch := self.away.pop(each.cid, None)) is not None]
+        for batch, group in _join_ports(known):
+            self._deliver(batch.port, group)
+
     def _check_backlog(self, port: Port, count: int) -> None:
         if self.door is Door.CLOSED:
             raise RequestError(f"{port.target.name}: the driver is gone", errno=errno.ENODEV)
-        if self._reject_when_full or len(self.backlog) + count > self._depth:
+        if self._reject_when_full or len(self.backlog) + len(self.away) + count > self._depth:
             self.account.reject("queue_full", count)
             text = (
-                f"{count} more requests of {port.client or 'the user'} do not fit: {len(self.inflight)} in flight and "
-                f"{len(self.backlog)} waiting, depth {self._depth}"
+                f"{count} more requests of {port.client or 'the user'} do not fit: "
+                f"{len(self.inflight) + len(self.away)} in flight and {len(self.backlog)} waiting, depth {self._depth}"
             )
             self._complain(text, errno.EAGAIN)
             raise RingFull(f"{port.target.name}: {text}")
@@ -350,9 +400,9 @@ class RequestTable:
         """No more: everything in flight or waiting is answered with ``status``."""
         self.door = Door.CLOSED
         self.on_drained = None
-        items = [*self.inflight.items(), *self.backlog.items()]
-        self.inflight.clear()
-        self.backlog.clear()
+        items = [*self.inflight.items(), *self.backlog.items(), *self.away.items()]
+        for book in (self.inflight, self.backlog, self.away):
+            book.clear()
         self._staged.clear()
         self.overdue.clear()
         self._fail_all(items, status)

@@ -466,6 +466,7 @@ class UpdatePolicy(Entry, tag=64):
 class LoadProgram(Entry, tag=65):
     """A program for a queue or an instance's events, in force from now on; ``result`` is its number.
 
+    In the place of ``replaces``, a number of the instance's own, if that is not 0; else behind those that are there.
     ``arrays`` are maps that it knows as 0, 1 ...: bytes of a value, number of values.
     """
 
@@ -473,6 +474,7 @@ class LoadProgram(Entry, tag=65):
     at: Name
     code: Payload
     arrays: Annotated[tuple[tuple[U31, U31], ...], Meta(max_length=8)] = ()
+    replaces: U63 = 0
 
 
 Up: TypeAlias = (

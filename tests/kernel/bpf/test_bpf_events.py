@@ -88,14 +88,16 @@ async def test_a_driver_that_is_a_program_is_never_woken() -> None:
         driver = await kernel.insmod(NullDriver)
         await kernel.sleep_ns(1000)
         assert NullDriver.replies == [(0, b"")]
-        before = (driver.account.crossings, driver.account.turns, driver.account.requests)
+        before = (driver.account.crossings, driver.account.turns, driver.account.messages_in)
         answers: list[tuple[int, int]] = []
         port = kernel.open_port("be_null0", lambda done: answers.extend((each.status, each.result) for each in done))
         for length in range(1, 101):
             port.submit_batch([uxk.Request(0, uxk.Op.READ, length=length)])
-        await kernel.run()
+            if length % 50 == 0:
+                await kernel.run()
         assert answers == [(0, length) for length in range(1, 101)]
-        assert (driver.account.crossings, driver.account.turns, driver.account.requests) == before
+        assert (driver.account.crossings, driver.account.turns, driver.account.messages_in) == before
+        assert (driver.account.completed, driver.account.inflight) == (100, 0)
 
 
 async def test_events_end_in_the_kernel() -> None:

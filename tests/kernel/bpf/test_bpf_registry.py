@@ -34,7 +34,7 @@ class Place:
         self.gone = False
         self.why = ""
 
-    def attach(self, program: Loaded) -> None:
+    def attach(self, program: Loaded, instead: Loaded | None = None) -> None:
         self.there.append(program)
 
     def detach(self, program: Loaded, why: str) -> None:

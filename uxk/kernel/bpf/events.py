@@ -11,6 +11,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from uxk.bpf.proto import body
+from uxk.core.kobject import brief
 from uxk.core.suggest import did_you_mean
 from uxk.errors import UsageError
 from uxk.kernel.bpf.loaded import Loaded
@@ -47,9 +48,10 @@ class EventPoint:
         """Whether the instance was unloaded."""
         return self._agents.get(self._agent.name) is not self._agent
 
-    def attach(self, program: Loaded) -> None:
-        """Behind those that are there."""
-        self.programs.append(program)
+    def attach(self, program: Loaded, instead: Loaded | None = None) -> None:
+        """Behind those that are there, or in the place of one of them."""
+        place = len(self.programs) if instead is None else self.programs.index(instead)
+        self.programs[place : place + (instead is not None)] = [program]
         program.on_fault = self._fault
         self._agent.machine.event_hooks[self._agent.id] = self._ends_here
 
@@ -81,6 +83,13 @@ class EventPoints:
     def __init__(self, bpf: Bpf, agents: dict[str, KernelAgent]) -> None:
         self._bpf, self._agents = bpf, agents
         bpf.find_point.append(self._find)
+        bpf.machine.on_gone.append(self._gone)
+
+    def _gone(self, instance: int) -> None:
+        for name, agent in self._agents.items():
+            if agent.id == instance:
+                self._bpf.remove_point(f"{PREFIX}{name}", f"{name} is gone")
+                return
 
     def _find(self, name: str) -> EventPoint | None:
         if not name.startswith(PREFIX):
@@ -88,5 +97,5 @@ class EventPoints:
         agent = self._agents.get(name.removeprefix(PREFIX))
         if agent is None:
             hint = did_you_mean(name.removeprefix(PREFIX), self._agents)
-            raise UsageError(f"bpf: {name}: no such instance{hint}", errno=errno.ENODEV)
+            raise UsageError(f"bpf: {brief(name)}: no such instance{hint}", errno=errno.ENODEV)
         return EventPoint(self._bpf, agent, self._agents)

@@ -71,8 +71,11 @@ class References:
 
 def helpers(machine: Machine, name: str) -> dict[int, Function]:
     """The allow-list of helpers: maps, the clock, random numbers of the stream ``bpf/NAME``."""
-    stream = machine.streams.stream(f"bpf/{name}")
-    return with_kernel(lambda: machine.now_ns, lambda: int(stream.integers(U32_MAX, dtype=np.uint32, endpoint=True)))
+
+    def random() -> int:  # nobody's stream is made before it is wanted
+        return int(machine.streams.stream(f"bpf/{name}").integers(U32_MAX, dtype=np.uint32, endpoint=True))
+
+    return with_kernel(lambda: machine.now_ns, random)
 
 
 def kfuncs(

@@ -77,10 +77,11 @@ class Injection:
         self.weights: Weights | None = weights
         self.incarnation = agent.incarnation
         self.step = PolicyStep.SHADOW
-        self._armed = False
+        self._armed = self._watched = False
         self.comparison = Comparison(
             number, len(port.schema), port.config, self._send, ranked=port.ranked
         )  # fmt: skip
+        program.waits = True
         program.on_fault = lambda _, why: self.end(f"fault: {why}")
         machine = agent.machine
         self._timer = machine.heap.call_at_daemon(machine.now_ns + port.config.lifetime_ns, self._expire)
@@ -106,9 +107,41 @@ class Injection:
         if self.step in (PolicyStep.SHADOW, PolicyStep.SWAPPED):
             self.comparison.flush()
 
+    @property
+    def _alive(self) -> bool:
+        return self.agent.host is not None and self.agent.incarnation == self.incarnation
+
     def _send(self, rows: ShadowRows) -> bool:
-        alive = self.agent.host is not None and self.agent.incarnation == self.incarnation
-        return alive and self.agent.event("shadow", self.port.site.name, encode(rows))
+        if not self._alive or not self.agent.event("shadow", self.port.site.name, encode(rows)):
+            return False
+        if self.step is PolicyStep.SWAPPED:
+            self._watch(rows.first + 1)
+        return True
+
+    def _watch(self, before: int) -> None:
+        """Decisions below ``before`` are to be judged in time."""
+        if not self._watched:
+            self._watched = True
+            machine = self.agent.machine
+            machine.heap.call_at_daemon(machine.now_ns + self.port.config.audit_ns, self._audit, before)
+
+    def _audit(self, before: int) -> None:
+        """A policy that nobody judges must not stay: whatever keeps the model from it, a filter on its events, too."""
+        self._watched = False
+        oldest = self.comparison.oldest
+        if self.step is not PolicyStep.SWAPPED or not self._alive or oldest is None:
+            return
+        if oldest < before:
+            self.port.fall_back(f"the model did not judge decision {oldest} within {self.port.config.audit_ns} ns")
+        else:
+            self._watch(self.comparison.asked)
+
+    def hand_over(self) -> None:
+        """The build that has injected it was upgraded: the one that is there now judges."""
+        self.incarnation = self.program.incarnation = self.agent.incarnation
+        self.comparison.forget()
+        version = self.agent.manifest.version
+        self._service.tell(self, f"program {self.program.id} stays, judged by {version} from now on")
 
     def judge(self, first: int, verdicts: bytes) -> None:
         """The model's verdicts, and what follows from them."""
@@ -169,6 +202,7 @@ class Injections:
         self._last = 0
         bpf.models.on_mode.append(self._mode_changed)
         bpf.on_revoked.append(self._revoked)
+        self._machine.on_aside.append(self._set_aside)
 
     def offer(
         self, site: DecisionSite, schema: Schema, verdict: tuple[int, int], *, config: InjectionConfig | None = None,
@@ -208,6 +242,8 @@ class Injections:
             weights = Weights(self._bpf, agent, entry.weights)
             maps[WEIGHTS_MAP] = weights.loaded
         try:
+            if agent.aside is not None:
+                raise UsageError(f"{agent.name}: the build before it may come back", errno=errno.EAGAIN)
             program = self._bpf.load(entry.code, at, maps, f"injected-{self._last + 1}", owner=agent)
         except UsageError as exc:
             for each in maps.values():
@@ -219,7 +255,7 @@ class Injections:
         port.candidate = self._live[made.number] = made
         why = brief(entry.why) or "no reason given"
         agent.defer(entry.cid)
-        self._tell(made, f"program {program.id} of {agent.name} in the shadow: {why}")
+        self.tell(made, f"program {program.id} of {agent.name} in the shadow: {why}")
 
     def _check(self, site: str) -> PolicyPort:
         port = self.ports.get(site)
@@ -265,7 +301,7 @@ class Injections:
     def swap(self, made: Injection) -> None:
         """In one step: what was there goes, the candidate decides."""
         port, bpf = made.port, self._bpf
-        port.candidate = None
+        port.candidate, made.program.waits = None, False
         before = port.injection
         if before is not None:
             before.end(f"injection {made.number} takes its place")
@@ -279,7 +315,7 @@ class Injections:
         port.injection = made
         made.swapped()
         ppm, judged = made.comparison.agreement_ppm, made.comparison.judged
-        self._tell(
+        self.tell(
             made, f"program {made.program.id} decides, generation {port.generation}: {ppm} ppm of {judged} agreed"
         )
 
@@ -289,15 +325,17 @@ class Injections:
         if port.candidate is made:
             port.candidate = None
         self._live.pop(made.number, None)
+        made.program.waits = False
         if port.injection is made:
             port.injection = None
             if made.program.attached:
                 self._bpf.detach(made.program, port.name, why)
-        self._tell(made, why)
+        self.tell(made, why)
         if made.program.id in self._bpf.programs and not made.program.pins:
             self._bpf.unload(made.program)
 
-    def _tell(self, made: Injection, why: str) -> None:
+    def tell(self, made: Injection, why: str) -> None:
+        """A step, to the log and to its agent."""
         step, port, agent = made.step, made.port, made.agent
         bad = step in (PolicyStep.REFUSED, PolicyStep.ENDED)
         self._bpf.log(
@@ -317,10 +355,20 @@ class Injections:
             elif change.new is Mode.EMERGENCY:
                 self.ports[name].stop(f"emergency: {change.why}")
 
+    def _set_aside(self, instance: int) -> None:
+        """Another build is being started: the command of what is in the shadow is cut off, and so is that."""
+        for made in list(self._live.values()):
+            if made.agent.id == instance and made.step is PolicyStep.SHADOW:
+                made.end(f"{made.agent.name} is being upgraded")
+
     def _revoked(self, cap: Capability) -> None:
         for made in list(self._live.values()):
             agent, port = made.agent, made.port
-            if agent.id != cap.holder or not covers(cap.target, port.name) or self._bpf.still_allowed(cap, port.name):
+            if not covers(cap.target, port.name) or not self._bpf.concerns(cap, agent, made.incarnation):
+                continue
+            if self._bpf.still_allowed(cap, port.name):
+                if self._machine.caps.is_aside(cap):
+                    made.hand_over()
                 continue
             if made.step is PolicyStep.SHADOW or not made.program.pins:
                 why = f"{agent.name} is gone" if agent.host is None else f"{agent.name} may not any more"

@@ -8,9 +8,11 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from uxk.bpf.errors import BpfError
-from uxk.bpf.maps import InstanceArrayMap, Map
+from uxk.bpf.maps import ARENA_PAGE_BYTES, ArenaMap, InstanceArrayMap, Map, RingBuffer
 from uxk.bpf.program import Program
 from uxk.bpf.proto import Spec
+from uxk.core.kobject import brief
+from uxk.errors import UsageError
 from uxk.kernel.bpf.charge import cost_ns
 from uxk.kernel.bpf.functions import References
 
@@ -27,8 +29,21 @@ class LoadedMap:
 
     def __init__(self, number: int, made: Map, owner: KernelAgent | None) -> None:
         self.id, self.map, self.owner = number, made, owner
+        self.held_bytes = map_bytes(made)
+        """Of the kernel's memory."""
         self.users: set[int] = set()
         self.pins: set[str] = set()
+
+
+def map_bytes(made: Map) -> int:
+    """What a map may take at most, keys and values, from the beginning on: that is what it is charged."""
+    if isinstance(made, RingBuffer):
+        return made.max_entries
+    if isinstance(made, ArenaMap):
+        return made.max_entries * ARENA_PAGE_BYTES
+    copies = made.instances_max if isinstance(made, InstanceArrayMap) else 1
+    stride_bytes = -(-made.value_bytes // 8) * 8
+    return (made.key_bytes + stride_bytes) * made.max_entries * copies
 
 
 class Loaded:
@@ -44,6 +59,14 @@ class Loaded:
         self.cost_ns = cost_ns(longest)
         """Virtual time that a run is charged."""
         self.loaded_ns = now_ns
+        self.incarnation = 0 if owner is None else owner.incarnation
+        """The life of its owner that it belongs to."""
+        self.waits = False
+        """Whether it is in the shadow: who has injected it attaches it, or ends it."""
+        self.left = False
+        """Whether the build that has loaded it is gone, and another is to replace it."""
+        self.held_bytes = len(program.code)
+        """Of the kernel's memory, without maps."""
         self.tag = hashlib.sha256(program.code).hexdigest()[: 2 * TAG_BYTES]
         """What tells programs apart (Linux: ``prog_tag``)."""
         self.attached: set[str] = set()
@@ -93,11 +116,14 @@ class Loaded:
         return scores.index(max(scores))
 
     def run(self, memory: bytes | bytearray, instance: int = 0) -> int | None:
-        """Runs on some bytes, for an instance, whose values it finds in per-instance maps; None after a fault."""
+        """Runs on some bytes, for an instance, whose values it finds in per-instance maps; None after a fault.
+
+        Instances for which a map has no room share the values of 0: their number must not take a filter off.
+        """
         self.runs += 1
         try:
             if self._own:
-                self.program.select(instance)
+                self.program.select(instance if all(each.has_room(instance) for each in self._own) else 0)
             return self.program.run(memory)
         except Exception as exc:  # as above
             self._fault(f"{type(exc).__name__}: {exc}")
@@ -105,7 +131,29 @@ class Loaded:
         finally:
             self._references.end()
 
+    def test(self, memory: bytearray) -> int | None:
+        """As :meth:`run`, for somebody who tries it out: nobody is told of a fault.  UsageError for bytes that are out
+        of the ranges that its proof rests on.
+        """
+        for offset, bounds in self.spec.fields.items():
+            value = int.from_bytes(memory[offset : offset + 8], "little", signed=True)
+            if not bounds.smin <= value <= bounds.smax:
+                raise UsageError(
+                    f"run: bytes {offset} to {offset + 7} are {value}; program {self.id} was verified for "
+                    f"{bounds.smin} to {bounds.smax}"
+                )
+        tell, self.on_fault = self.on_fault, _nothing
+        try:
+            return self.run(memory)
+        finally:
+            self.on_fault = tell
+
+    def fail(self, why: str) -> None:
+        """Somebody else has found it at fault."""
+        self._fault(why)
+
     def _fault(self, why: str) -> None:
+        why = brief(why)
         self.faults += 1
         self.last_fault = why
         self.on_fault(self, why)

@@ -71,8 +71,10 @@ class PolicyPort:
 
     # --- attach point ---
 
-    def attach(self, program: Loaded) -> None:
-        """It decides from now on."""
+    def attach(self, program: Loaded, instead: Loaded | None = None) -> None:
+        """It decides from now on; there is one at a time, so that nothing is here ``instead`` of which it could."""
+        if instead is not None:
+            raise UsageError(f"bpf: {self.name}: a program there is replaced by an injection")
         self.current = program
         self.generation += 1
         self._fates.clear()

@@ -38,6 +38,8 @@ class InjectionConfig(Struct, frozen=True, kw_only=True):
     """A batch that is not full is sent after this long."""
     lifetime_ns: int = 10 * NS_PER_S
     """Longest shadow period."""
+    audit_ns: int = 10 * NS_PER_S
+    """Once in force, how long the model may take to judge what it is asked: a policy that is not audited goes."""
     interval_ns: int = 1_000_000
     """Between the beginnings of two injections at one site."""
 
@@ -45,7 +47,7 @@ class InjectionConfig(Struct, frozen=True, kw_only=True):
         ranges = {
             "decisions_min": (1, PENDING_MAX), "agreement_ppm": (0, PPM), "audit_every": (0, I64_MAX),
             "batch": (1, PENDING_MAX), "flush_ns": (1, I64_MAX), "lifetime_ns": (1, I64_MAX),
-            "interval_ns": (0, I64_MAX),
+            "audit_ns": (1, I64_MAX), "interval_ns": (0, I64_MAX),
         }  # fmt: skip
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
@@ -82,6 +84,25 @@ class Comparison:
         """Of the latest ``decisions_min``; None while there were fewer."""
         full = len(self._latest) == self._config.decisions_min
         return sum(self._latest) * PPM // len(self._latest) if full else None
+
+    @property
+    def asked(self) -> int:
+        """The number after the last decision that the model was asked about."""
+        return self._first
+
+    @property
+    def oldest(self) -> int | None:
+        """The first decision that the model has been asked about and not judged."""
+        first = next(iter(self._said), None)
+        return None if first is None or first >= self._first else first
+
+    def forget(self) -> None:
+        """Another model judges from now on: what the one before was asked about is nobody's."""
+        self.skipped += len(self._said)
+        self._said.clear()
+        self._rows.clear()
+        self._counts.clear()
+        self._first = self._next
 
     def note(self, rows: Sequence[Sequence[int]], verdict: int) -> None:
         """One decision of the program; ``rows`` may have the spare slot at their end."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uxk.bpf.maps import ArrayMap, HashMap, InstanceArrayMap, RingBuffer
 from uxk.core.tree import Attribute, attribute_table
 from uxk.errors import UsageError
+from uxk.kernel.bpf import elements
 
 if TYPE_CHECKING:
     from uxk.kernel.bpf.loaded import Loaded, LoadedMap
@@ -31,6 +32,8 @@ class Shown:
     def __init__(self, bpf: Bpf, what: Any) -> None:
         self.bpf, self.what = bpf, what
         self.result = ""
+        self.asked: dict[str, str] = {}
+        """What was asked of a map, and the answer, by attribute."""
 
 
 def _field(name: str, read: Callable[[Any], object]) -> Attribute:
@@ -52,9 +55,15 @@ def _run(shown: Shown, text: str) -> None:
     if len(memory) != size_bytes or size_bytes > RUN_MAX_BYTES:
         raise UsageError(f"run: {len(memory)} bytes; program {program.id} takes {size_bytes}")
     before = bytes(memory)
-    r0 = program.run(memory)
+    r0 = program.test(memory)
     outcome = f"fault {program.last_fault}" if r0 is None else str(r0)
     shown.result = f"{outcome}\n{memory.hex()}" if memory != before else outcome
+
+
+def _detach(shown: Shown, text: str) -> None:
+    """The administrator takes it out of force, at one attach point or, with nothing written, at all."""
+    for name in [text] if text else sorted(shown.what.attached):
+        shown.bpf.detach(shown.what, name, "by the administrator")
 
 
 def _owner(what: Loaded | LoadedMap) -> str:
@@ -66,7 +75,9 @@ PROGRAM: Final = attribute_table(
     _field("owner", _owner), _field("loaded_ns", lambda p: p.loaded_ns),
     _field("instructions", lambda p: len(p.program.proof.insns)),
     _field("followed", lambda p: p.program.proof.looked_at), _field("longest", lambda p: p.longest),
-    _field("cost_ns", lambda p: p.cost_ns), _field("runs", lambda p: p.runs),
+    _field("held_bytes", lambda p: p.held_bytes), _field("cost_ns", lambda p: p.cost_ns),
+    _field("runs", lambda p: p.runs),
+    _field("takes_bytes", lambda p: p.spec.memory.size_bytes if p.spec.memory else 0),
     _field("charged_ns", lambda p: p.charged_ns), _field("faults", lambda p: p.faults),
     _field("last_fault", lambda p: p.last_fault),
     _field("attached", lambda p: "\n".join(sorted(p.attached))),
@@ -74,6 +85,7 @@ PROGRAM: Final = attribute_table(
     _field("pins", lambda p: "\n".join(sorted(p.pins))),
     _field("parts", lambda p: -(-len(p.program.code) // CODE_BYTES)),
     Attribute("pin", store=_pin), Attribute("run", show=lambda shown: shown.result, store=_run),
+    Attribute("detach", store=_detach),
 )  # fmt: skip
 """``/sys/fs/bpf/prog/ID``; the code is in ``code/0``, ``code/1`` ..."""
 
@@ -109,10 +121,12 @@ def _count(number: LoadedMap) -> int:
 MAP: Final = attribute_table(
     _field("name", lambda m: m.map.name), _field("kind", lambda m: m.map.kind), _field("owner", _owner),
     _field("key_bytes", lambda m: m.map.key_bytes), _field("value_bytes", lambda m: m.map.value_bytes),
-    _field("max_entries", lambda m: m.map.max_entries), _field("count", _count), _field("entries", _entries),
+    _field("held_bytes", lambda m: m.held_bytes), _field("max_entries", lambda m: m.map.max_entries),
+    _field("count", _count), _field("entries", _entries),
     _field("dropped", lambda m: m.map.dropped if isinstance(m.map, RingBuffer) else 0),
     _field("programs", lambda m: "\n".join(map(str, sorted(m.users)))),
     _field("pins", lambda m: "\n".join(sorted(m.pins))), Attribute("pin", store=_pin),
+    *elements.ATTRIBUTES,
 )  # fmt: skip
 """``/sys/fs/bpf/map/ID``."""
 
@@ -121,8 +135,15 @@ def _unpin(bpf: Bpf, text: str) -> None:
     bpf.unpin(text)
 
 
-PINNED: Final = attribute_table(Attribute("unpin", store=_unpin))
-"""``/sys/fs/bpf``: takes the name of a pin."""
+def _memory(bpf: Bpf) -> str:
+    held: dict[str, int] = {}
+    for each in bpf.held():
+        held[_owner(each)] = held.get(_owner(each), 0) + each.held_bytes
+    return "\n".join(f"{name} {size_bytes}" for name, size_bytes in sorted(held.items()))
+
+
+PINNED: Final = attribute_table(Attribute("unpin", store=_unpin), Attribute("memory", show=_memory))
+"""``/sys/fs/bpf``: takes the name of a pin; shows bytes of programs and maps by owner."""
 
 
 def root(bpf: Bpf) -> None:
