@@ -46,9 +46,11 @@ FACADE_USERS = frozenset({"scenario", "testing", "cli"})
 PUBLIC_MODULES = frozenset({
     "uxk.subsystems.lfs.hint", "uxk.subsystems.lfs.miniature", "uxk.subsystems.lfs.policies", "uxk.uapi.blk",
     "uxk.uapi.nvme", "uxk.core.params.parse_integer", "uxk.core.suggest.did_you_mean",
-    "uxk.uapi.mllib", "uxk.uapi.mllibabi", "uxk.uapi.ml",
+    "uxk.uapi.mllib", "uxk.uapi.mllibabi", "uxk.uapi.ml", "uxk.bpf.compiler.compile", "uxk.bpf.compiler.models",
+    "uxk.subsystems.lfs.rows",
 })  # fmt: skip
-"""What loadable modules may import beside ``uxk`` itself: agents try policies as the kernel runs them, drivers and
+"""What loadable modules may import beside ``uxk`` itself: agents try policies as the kernel runs them, and compile
+what they have learned for what a site shows, drivers and
 their clients share the words of block devices, and what is written against kernel-ml-lib finds its names, layouts and
 records."""
 
@@ -74,7 +76,8 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
 THIRD_PARTY_OF_FILE = {
     "uxk/ml.py": frozenset({"river"}), "uxk/evaluation.py": frozenset({"river"}),
     "uxk/actor/sandbox.py": frozenset({"landlockpy"}),
-    "uxk/actor/syscalls.py": frozenset({"seccompy"}), "uxk/bpf/elf.py": frozenset({"elftools"}),
+    "uxk/actor/syscalls.py": frozenset({"seccompy"}), "uxk/bpf/batch_jit.py": frozenset({"llvmlite"}),
+    "uxk/bpf/elf.py": frozenset({"elftools"}),
 }  # fmt: skip
 """The typed adapter to river and what scores its models; the two files that know the packages of ``sandbox``."""
 

@@ -31,7 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        "hot-cold-80-20, shifting-zipf, sqlite-oltp, ...")  # fmt: skip
     group.add_argument("--policy", metavar="P", nargs="+", action="extend", help="what to compare: placement/selection "
                        "such as sepbit/cb-age, humans (all published ones), default, fkg6 (the oracle), an agent's "
-                       "module such as uxk_gc or uxk_gc:KEY=VALUE, or FILE.py with a policy or an agent")  # fmt: skip
+                       "module such as uxk_gc or uxk_gc:KEY=VALUE, PLACEMENT/program:FILE with an eBPF program that "
+                       "scores segments, or FILE.py with a policy or an agent")  # fmt: skip
     group.add_argument("--jobs", type=int, metavar="N", help="processes that share the runs (default: 1)")
 
 

@@ -30,6 +30,9 @@ from uxk.subsystems.lfs.reference import OPEN
 from uxk.subsystems.lfs.reference import Volume as Reference
 from uxk.subsystems.lfs.sample import buckets, make_sample, region_shift
 
+ALONE = [name for name in SELECTIONS if name != "program"]
+"""Selections that need nobody's program."""
+
 BOUNDS = [(each.low, each.high) for each in LEARNED]
 """Of the learned family's twelve parameters: all that a hint may say."""
 
@@ -456,11 +459,11 @@ PAGES = 300
 POLICIES = st.builds(
     Policy,
     st.sampled_from([name for name in PLACEMENTS if name not in ("fk", "fkg6")]),
-    st.sampled_from(list(SELECTIONS)),
+    st.sampled_from(ALONE),
     st.tuples(*(st.integers(low, high) for low, high in BOUNDS)),
 )
 """A table's first argument is a code of a placement, so that has none."""
-FAMILY = [Policy("rate", s) for s in SELECTIONS] + [Policy("stream", s) for s in SELECTIONS]
+FAMILY = [Policy(placement, selection) for placement in ("rate", "stream") for selection in ALONE]
 FAMILY += [Policy(p, "learned") for p in PLACEMENTS if p not in ("fk", "fkg6", "rate", "stream")]
 SETTINGS = st.tuples(*(st.integers(low, high) for low, high in BOUNDS))
 

@@ -14,6 +14,7 @@ from uxk.errors import KernelBug
 from uxk.kernel.agent import KernelAgent
 from uxk.scenario.lfs.batch import half_of
 from uxk.scenario.lfs.entrants import Entrant
+from uxk.scenario.lfs.floats import twin_of
 from uxk.scenario.lfs.latency import measure
 from uxk.scenario.lfs.memory import held_bytes, instances_of
 from uxk.scenario.lfs.outcome import Epoch, HintRecord, OnLive, Outcome
@@ -77,6 +78,8 @@ class _Recorder:
         self._runner = runner
         self._live = live
         self._told = -1
+        self.crossings_before: int | None = None
+        """Crossings until a program first decided; None if none has."""
         runner.kernel.models.on_hint = self._on_hint
         runner.kernel.machine.hash.sink = self._on_event
         runner.on_record.append(self._on_record)
@@ -104,10 +107,16 @@ class _Recorder:
         """The volume notes the end of each epoch."""
         if kind == "lfs":
             lfs = self.lfs
+            if lfs.programs.twin is None:
+                lfs.programs.twin = twin_of(self._classes)
+            if self.crossings_before is None and lfs.programs.port.current is not None:
+                self.crossings_before = _account(self._runner)["crossings"]
             self.victims.append(next_victim(lfs.volume))
             if lfs.done == len(lfs.ops):
-                classes = {agent.extension_class for agent in self._runner.agents.values()}
-                self.held_bytes = sum(held_bytes(each) for cls in classes for each in instances_of(cls))
+                self.held_bytes = sum(held_bytes(each) for cls in self._classes() for each in instances_of(cls))
+
+    def _classes(self) -> set[type[Any]]:
+        return {agent.extension_class for agent in self._runner.agents.values()}
 
     def _on_record(self, record: Record) -> None:
         self.kmsg.append(format_dmesg(record))
@@ -171,6 +180,13 @@ def _outcome(entrant: Entrant, study: Study, runner: Runner, result: Result, rec
         if (moved := int(lfs.debt.sum(dtype="int64"))) != outcome.moved_blocks:
             raise KernelBug(f"{entrant.name}: {outcome.moved_blocks} blocks moved, but {moved} write by write")
     outcome.account["held_bytes"] = recorder.held_bytes
+    if recorder.crossings_before is not None:
+        counted, port = lfs.programs.counted, lfs.programs.port
+        outcome.account |= {
+            "victims": counted.victims, "program_victims": counted.named, "program_runs": counted.runs,
+            "program_charged_ns": port.charged_ns,
+            "program_crossings": outcome.account["crossings"] - recorder.crossings_before,
+        }  # fmt: skip
     if outcome.user_blocks < len(lfs.ops):
         outcome.notes.append(f"{outcome.user_blocks} of {len(lfs.ops)} writes done")
     if recorder.unrecorded:

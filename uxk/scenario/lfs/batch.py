@@ -16,6 +16,7 @@ from uxk.limits import PPM
 from uxk.scenario.lfs.entrants import Entrant, own_policy
 from uxk.scenario.lfs.latency import Latency, measure
 from uxk.scenario.lfs.outcome import Epoch, OnLive, Outcome
+from uxk.scenario.lfs.programs import read_program
 from uxk.scenario.lfs.study import StudyParams
 from uxk.scenario.lfs.victims import next_victim
 from uxk.scenario.pages.load import PageRun
@@ -26,8 +27,10 @@ from uxk.subsystems.lfs.fast.jit import COMPILED
 from uxk.subsystems.lfs.fast.volume import make_volume, set_policy
 from uxk.subsystems.lfs.geometry import Geometry
 from uxk.subsystems.lfs.policies.lifetimes import NEVER
+from uxk.subsystems.lfs.policies.programmed import Programmed
 from uxk.subsystems.lfs.policy import parse_policy
 from uxk.subsystems.lfs.reference import OPEN, Volume
+from uxk.subsystems.lfs.scorer import scorer_of
 
 FIRST_SEGMENTS: Final = 4
 """Width of the oracle's first class in segments."""
@@ -66,7 +69,7 @@ def run_policy(entrant: Entrant, params: StudyParams, run: PageRun, seed: int, l
     if params.engine == "timed":
         return _run_timed(entrant, params, run, seed)
     debt = np.zeros(len(run.pages), np.int32)
-    is_batch = params.engine == "batch" and COMPILED and not entrant.file
+    is_batch = params.engine == "batch" and COMPILED and (entrant.policy != "" or not entrant.file)
     began_ns = perf_counter_ns()
     outcome = (_run_batch if is_batch else _run_reference)(entrant, params, run, seed, debt, live)
     outcome.host_ns = perf_counter_ns() - began_ns
@@ -126,6 +129,9 @@ def _run_batch(
     aux = next_writes(run.pages) if oracle else None
     volume = make_volume(run.volume_pages, params.segment_blocks, params.gp_ppm, params.logs, aux)
     set_policy(volume, *policy.codes[:2], (FIRST_SEGMENTS,) if policy.placement == "fkg6" else ())
+    scorer = scorer_of(read_program(entrant.file)) if entrant.file else None
+    if scorer is not None:
+        scorer.serve(volume)
     ops = np.ascontiguousarray(run.pages, np.int32)
 
     def look() -> Epoch:
@@ -144,6 +150,9 @@ def _run_batch(
 
 
 def _policy_of(entrant: Entrant, run: PageRun, seed: int) -> policies.Policy:
+    if entrant.file and entrant.policy:
+        decide = read_program(entrant.file).translation.function
+        return policies.Policy(policies.PLACEMENTS[entrant.policy.partition("/")[0]](), Programmed(decide))
     if entrant.file:
         return own_policy(entrant.file)
     future = next_writes(run.pages).tolist() if entrant.kind == "oracle" else None

@@ -15,6 +15,7 @@ from uxk.core.suggest import did_you_mean
 from uxk.errors import ConfigError, NoSuchModule
 from uxk.kernel.catalog import Catalog
 from uxk.scenario.find import import_file
+from uxk.scenario.lfs.programs import MARK, read_program
 from uxk.scenario.model import Load
 from uxk.subsystems.lfs import policies
 
@@ -32,19 +33,20 @@ class Entrant(Struct, frozen=True, kw_only=True):
     """In results."""
     kind: Kind
     policy: str = ""
-    """``placement/selection``; empty for an agent, and for policies from a file."""
+    """``placement/selection``; empty for an agent, and for policies from a file of Python."""
     load: Load | None = None
     """An agent's module."""
     file: str = ""
-    """Where an own policy is."""
+    """Where an own policy is, or its program."""
 
 
 def resolve(words: Iterable[str], default: str) -> list[Entrant]:
     """Entrants by the words of ``--policy``, each once, in this order.
 
     ``humans`` is the published set, ``default`` the kernel's own policy, ``fkg6`` the oracle, ``placement/selection``
-    and presets are what they are called, ``FILE.py`` has a policy or an agent of one's own, and anything else is an
-    agent's module, with parameters as ``NAME:KEY=VALUE,KEY=VALUE``.  Raises :class:`ConfigError`.
+    and presets are what they are called, ``placement/program:FILE`` scores segments by a program, ``FILE.py`` has a
+    policy or an agent of one's own, and anything else is an agent's module, with parameters as
+    ``NAME:KEY=VALUE,KEY=VALUE``.  Raises :class:`ConfigError`.
     """
     found: dict[str, Entrant] = {}
     for word in words:
@@ -63,12 +65,23 @@ def _entrant(word: str) -> Entrant:
         return _from_file(name, word, _params(word, rest))
     if word in policies.PRESETS:
         return Entrant(name=word, kind="human", policy=_preset(word))
+    if MARK in word:
+        return _programmed(word)
     if "/" in name:
         placement, _, selection = word.partition("/")
         if placement not in (*policies.PLACEMENTS, *policies.ORACLES) or selection not in policies.SELECTIONS:
             raise ConfigError(f"policy {word!r}: no such policy{_near(word)}")
         return Entrant(name=word, kind="oracle" if placement in policies.ORACLES else "human", policy=word)
     return _agent(name, word, _params(word, rest))
+
+
+def _programmed(word: str) -> Entrant:
+    """A placement, and a program from a file."""
+    placement, _, path = word.partition(MARK)
+    if placement not in policies.PLACEMENTS:
+        raise ConfigError(f"policy {word!r}: no placement {placement!r}{did_you_mean(placement, policies.PLACEMENTS)}")
+    read_program(path)
+    return Entrant(name=f"{placement}{MARK}{Path(path).name}", kind="own", policy=f"{placement}/program", file=path)
 
 
 def _preset(name: str) -> str:

@@ -132,6 +132,8 @@ def replay_agent(recorded: Outcome, study: Study) -> Outcome:
 
 def _check_hints(recorded: Outcome) -> None:
     where = f"{recorded.policy}, seed {recorded.seed}"
+    if any(epoch.policy.endswith("/program") for epoch in recorded.epochs):
+        raise ConfigError(f"{where}: an injected program has decided, which hints do not tell; uxk run does it again")
     for number, hint in enumerate(recorded.hint_log, 1):
         try:
             payload = decode_hint(bytes.fromhex(hint.payload))

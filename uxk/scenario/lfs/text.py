@@ -155,9 +155,22 @@ def _agents(verdict: Verdict) -> list[str]:
         lines += [
             f"  hints: {received} received, {applied} times applied, refused: {why_not}",
             f"  cost{each}: {crossings:,} crossings, {carried:,} bytes, {virtual}",
+            *_programs(runs, each),
             f"host time {duration(cpu_ns)} of CPU for {name}{each}, {speed}; {memory}",
         ]
     return [*lines, ""] if lines else []
+
+
+def _programs(runs: Sequence[Outcome], each: str) -> list[str]:
+    """What injected programs did, and what crossed since they do it: datasets, and judgements of whole heats."""
+    if not any(run.account.get("program_victims") for run in runs):
+        return []
+    named, victims, rows = (_mean(runs, name) for name in ("program_victims", "victims", "program_runs"))
+    crossed, charged = _mean(runs, "program_crossings"), duration(_mean(runs, "program_charged_ns"))
+    return [
+        (f"  program{each}: named {named:,} of {victims:,} victims, 0 crossings for each; {rows:,} segments scored, "
+        f"{charged} of virtual time; {crossed:,} crossings since, all between epochs")
+    ]  # fmt: skip
 
 
 def _modes(run: Outcome) -> str:

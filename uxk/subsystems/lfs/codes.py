@@ -114,6 +114,17 @@ HINT_RANGE: Final = 206
 QUEUE: Final = 208
 """First of 2 * QUEUE_MAX: segment, most valid blocks."""
 QUEUE_MAX: Final = 64
+PROGRAM_AT: Final = 336
+"""Address of the function that scores a row, 0: there is none; this and the following are a pool's."""
+PROGRAM_PURE: Final = 337
+"""1 if asking it changes nothing."""
+PROGRAM_RUNS: Final = 338
+"""Rows scored so far."""
+PROGRAM_CHOSE: Final = 339
+"""Victims that it has named."""
+ROW: Final = 340
+"""First of the 6 numbers that it sees of a segment: garbage, valid, age, fill, log, 0."""
+ROW_WORDS: Final = 6
 EXTENTS: Final = 384
 """ETI: first page of each extent, in order; then, from COUNTS, their counters."""
 COUNTS: Final = 1_412
@@ -147,6 +158,7 @@ D_CHOICES: Final = 4
 TIMESTAMP: Final = 5
 ATGC: Final = 6
 LEARNED: Final = 7
+PROGRAM: Final = 8
 
 FOREIGN: Final = 15
 """CLASS of a segment that was adopted from another placement."""

@@ -22,8 +22,10 @@ WRITES: Final = np.dtype([("page", "<u4")])
 """``writes``: sampled writes of the epoch in their order, by their numbers in the sample."""
 SEGMENTS: Final = np.dtype([
     ("segment", "<u4"), ("live", "<u4"), ("used", "<u4"), ("pool", "<u2"), ("log", "<u2"), ("age", "<i8"),
+    ("fill", "<i8"),
 ])  # fmt: skip
-"""``segments``: those that are not clean; ``pool`` 1 follows hints; ``age``: user writes since sealing, -1 if open."""
+"""``segments``: those that are not clean; ``pool`` 1 follows hints; ``age``: user writes since sealing, -1 if open;
+``fill``: user writes from opening to sealing, -1 if open."""
 
 
 def segment_rows(volume: Volume) -> npt.NDArray[Any]:
@@ -35,4 +37,5 @@ def segment_rows(volume: Volume) -> npt.NDArray[Any]:
     rows["segment"], rows["live"], rows["used"] = numbers, part[:, c.LIVE], part[:, c.USED]
     rows["pool"], rows["log"] = part[:, c.POOL], part[:, c.CLASS]
     rows["age"] = np.where(part[:, c.SEALED] < 0, -1, volume.reg[c.NOW] - part[:, c.SEALED])
+    rows["fill"] = np.where(part[:, c.SEALED] < 0, -1, part[:, c.SEALED] - part[:, c.BORN])
     return rows

@@ -28,6 +28,12 @@ class LfsParams(Params):
     learning_share_ppm: Annotated[
         int, param(ge=0, le=500_000, help="share of extents that follow hints while learning")
     ] = 125_000
+    shadow_heats: Annotated[int, param(ge=1, le=4_096, help="heats that a model judges before its program decides")] = (
+        64
+    )
+    audit_epochs: Annotated[
+        int, param(ge=0, le=65_536, help="epochs between audits of a program that decides; 0: none")
+    ] = 8
     modes: Annotated[
         str, param(pattern="auto|emergency|learning|collaboration|recommendation", help="mode_override")
     ] = "auto"

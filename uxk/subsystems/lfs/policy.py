@@ -17,6 +17,7 @@ PLACEMENTS: Final = {
 SELECTIONS: Final = {
     "greedy": c.GREEDY, "cb-age": c.CB_AGE, "cb-sqrt": c.CB_SQRT, "mdc": c.MDC, "d-choices": c.D_CHOICES,
     "timestamp": c.TIMESTAMP, "atgc": c.ATGC, "learned": c.LEARNED,
+    "program": c.PROGRAM,
 }  # fmt: skip
 
 

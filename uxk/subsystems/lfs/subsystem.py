@@ -28,6 +28,7 @@ from uxk.subsystems.lfs.hint import decode_hint
 from uxk.subsystems.lfs.miniature import Count, Miniature
 from uxk.subsystems.lfs.params import LfsParams
 from uxk.subsystems.lfs.policy import Policy, parse_policy
+from uxk.subsystems.lfs.program import GcPolicy
 from uxk.subsystems.lfs.sample import make_sample
 from uxk.subsystems.lfs.thresholds import Thresholds, most_gp_ppm
 from uxk.uapi.entries import Hint
@@ -37,6 +38,8 @@ NO_CLASS: Final = 255
 """In a placement table: the default decides."""
 CORRELATION_MAX_PPM: Final = 200_000
 """Epochs of write amplification swing back: lag-1 autocorrelation is -0.4 to 0.2 (``python -m bench.lfs_null``)."""
+PROGRAM: Final = "program"
+"""The selection that asks what is in force at the site."""
 SEGMENTS_PER_LOG: Final = 10
 """For each open log, of a part of the volume that follows hints; at least."""
 
@@ -54,6 +57,8 @@ class Lfs:
         self.pages = pages or int(ops.max()) + 1
         check_pages(self.ops, self.pages)
         self.default = parse_policy(params.default)
+        if self.default.selection == PROGRAM:
+            raise ConfigError(f"{name}: default={params.default!r}: a program comes later; expected another selection")
         self.sample = make_sample(self.pages, params.segment_blocks, params.sample_ratio)
         self.epochs: list[Epoch] = []
         self.epoch_blocks = max(self.pages // params.epochs_per_volume, 1)
@@ -75,6 +80,10 @@ class Lfs:
             self.epoch_blocks * params.write_ns,
         )  # fmt: skip
         self._make_model(kernel)
+        self.programs = GcPolicy(
+            kernel, self.site, [(self.volume, 1), (self._follower.volume, 0)], params,
+            self.epoch_blocks * params.write_ns,
+        )  # fmt: skip
         self._schedule()
 
     def _make_volumes(self) -> None:
@@ -135,6 +144,9 @@ class Lfs:
 
     def _epoch(self, blocks: int) -> None:
         """The end of an epoch: its writes are done in one go, then everything else."""
+        if self.programs.is_lost and not self.programs.adopt():
+            self._policy = None  # what has gone decides nothing more, not even in the epoch that it went in
+            self._follow(self.default)
         ops = self.ops[self.done : self.done + blocks]
         if self.debt is None:
             run(*self.volume, ops, 0, blocks)
@@ -144,9 +156,11 @@ class Lfs:
         sampled = self.sample.of(ops)
         self._shadow.run(sampled)
         self._follower.run(sampled)
+        self.programs.book()
         self._measure()
         self.thresholds.epoch(self.epochs[-1].written)
         self._decide()
+        self.programs.judge()
         self._publish(sampled)
         self._schedule()
 
@@ -188,6 +202,8 @@ class Lfs:
                 return "out_of_range"
             if policy.needs_future or (policy.placement == "table") != bool(hint.table):
                 return "unknown_policy"
+            if policy.selection == PROGRAM and self.programs.port.current is None:
+                return "no_program"
         if hint.table:
             cell = self._machine.snapshots.get(hint.table)
             if cell is None or not cell.versions() or len(cell.read().data) != self.pages:
@@ -200,6 +216,8 @@ class Lfs:
         self._hint = self.site.standing(now_ns)
         payload = None if self._hint is None else decode_hint(self._hint.payload)
         wanted = parse_policy(payload.policy, payload.args) if payload is not None and payload.policy else None
+        if self.programs.adopt() and wanted is None:
+            wanted = Policy(self.default.placement, PROGRAM)
         table = self._machine.snapshots.get(payload.table) if payload is not None and payload.table else None
         classes = table.read().data if table is not None else b""
         if wanted != self._policy or classes != self._table:

@@ -115,3 +115,41 @@ def _make_prefetch() -> Any:
 
 
 prefetch: Final = _make_prefetch()
+
+
+PLAIN: Final[dict[int, Callable[[Any], int]]] = {}
+"""Functions of a row by what stands for their address, where nothing is compiled."""
+
+
+def is_native() -> bool:
+    """Whether :func:`call_row` takes addresses of machine code; else those in PLAIN."""
+    if numba is None:
+        return False
+    from numba.core import config  # type: ignore[import-untyped,unused-ignore]
+
+    return not getattr(config, "DISABLE_JIT", False)
+
+
+def _make_call() -> Any:
+    """``call_row(address, words, index)``: what ``int64 f(int64 *row)`` says, with ``row`` inside an array."""
+    if not is_native():
+        return lambda address, words, index: PLAIN[int(address)](words[index:])
+    from llvmlite import ir  # type: ignore[import-untyped,unused-ignore]
+    from numba.core import types  # type: ignore[import-untyped,unused-ignore]
+    from numba.extending import intrinsic  # type: ignore[import-untyped,unused-ignore]
+
+    @intrinsic
+    def call_row(typing: Any, address: Any, words: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            values = context.make_array(signature.args[1])(context, builder, arguments[1])
+            row = builder.gep(values.data, [arguments[2]])
+            word = ir.IntType(64)
+            kind = ir.FunctionType(word, [word.as_pointer()]).as_pointer()
+            return builder.call(builder.inttoptr(arguments[0], kind), [row])
+
+        return types.int64(types.int64, words, types.int64), generate
+
+    return call_row
+
+
+call_row: Final = _make_call()

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from uxk.subsystems.lfs import codes as c
 from uxk.subsystems.lfs.fast.arrays import Ints
-from uxk.subsystems.lfs.fast.jit import inline, jit
-from uxk.subsystems.lfs.fast.learned import learned_score
+from uxk.subsystems.lfs.fast.jit import call_row, inline, jit
+from uxk.subsystems.lfs.fast.learned import learned_score, lg
 
 CHOICES = 10
 """Segments that d-choices looks at."""
@@ -15,6 +15,13 @@ DRAWS_MAX = 1024
 MODULUS = (1 << 31) - 1
 MULTIPLIER = 48_271
 NO_KEY = 1 << 62
+PARTS = 1024
+"""A segment's blocks, as a program sees them."""
+CLOCK_SHIFT = 16
+"""65,536 ticks in as many writes as the volume has pages: a program's time."""
+TICKS_MAX = 1 << 40
+TIME_MAX = 1 << 46
+"""Writes; what is longer ago counts as this."""
 SAFE = 1 << 62
 """Products below this do not overflow."""
 
@@ -31,6 +38,8 @@ def select(reg: Ints, seg: Ints) -> int:
         return select_choices(reg, seg)
     if kind == c.ATGC:
         return select_atgc(reg, seg)
+    if kind == c.PROGRAM:
+        return select_program(reg, seg)
     return select_score(reg, seg)
 
 
@@ -177,3 +186,83 @@ def key_of_rank(seg: Ints, segments: int, rank: int, low: int, high: int) -> int
         else:
             low = middle + 1
     return low
+
+
+@inline
+def octaves(writes: int, pages: int) -> int:
+    """log2 of a time in ticks, and one, in 1/256."""
+    ticks = (min(max(writes, 0), TIME_MAX) << CLOCK_SHIFT) // max(pages, 1)
+    return lg(min(ticks, TICKS_MAX) + 1)
+
+
+@inline
+def fill_row(reg: Ints, seg: Ints, s: int) -> None:
+    """Puts what a program sees of a sealed segment into ROW; :mod:`uxk.subsystems.lfs.rows` says what it is."""
+    size = reg[c.SIZE]
+    live = seg[s, c.LIVE]
+    pages = reg[c.PAGES]
+    reg[c.ROW] = lg((size - live) * PARTS // size)
+    reg[c.ROW + 1] = lg(live * PARTS // size)
+    reg[c.ROW + 2] = octaves(reg[c.NOW] - seg[s, c.SEALED], pages)
+    reg[c.ROW + 3] = octaves(seg[s, c.SEALED] - seg[s, c.BORN], pages)
+    reg[c.ROW + 4] = min(max(seg[s, c.CLASS], 0), c.FOREIGN)
+    reg[c.ROW + 5] = 0
+
+
+@jit
+def select_program(reg: Ints, seg: Ints) -> int:
+    """The highest score of the program; a segment without valid blocks costs nothing and goes first.
+
+    Cost-benefit without a program, or after a fault of it, which clears PROGRAM_AT.
+    """
+    at = reg[c.PROGRAM_AT]
+    most = reg[c.MOST]
+    pool = reg[c.INDEX]
+    best = -1
+    best_score = 0
+    for s in range(reg[c.SEGMENTS]):
+        if reg[c.PROGRAM_AT] == 0:
+            return select_cb_age(reg, seg)
+        if is_candidate(reg, seg, s, most, pool):
+            if seg[s, c.LIVE] == 0:
+                return s
+            fill_row(reg, seg, s)
+            score = call_row(at, reg, c.ROW)
+            reg[c.PROGRAM_RUNS] += 1
+            if best < 0 or score > best_score:
+                best_score = score
+                best = s
+    if reg[c.PROGRAM_AT] == 0:
+        return select_cb_age(reg, seg)
+    if best >= 0:
+        reg[c.PROGRAM_CHOSE] += 1
+    return best
+
+
+@jit
+def candidate_rows(reg: Ints, seg: Ints, rows: Ints, numbers: Ints) -> int:
+    """Fills ``rows[n, ROW_WORDS]`` and their segments' numbers with a pool's candidates that have valid blocks.
+
+    Returns how many there are; both have room for every segment.
+    """
+    found = 0
+    for s in range(reg[c.SEGMENTS]):
+        if is_candidate(reg, seg, s, reg[c.MOST], reg[c.INDEX]) and seg[s, c.LIVE] > 0:
+            fill_row(reg, seg, s)
+            for word in range(c.ROW_WORDS):
+                rows[found, word] = reg[c.ROW + word]
+            numbers[found] = s
+            found += 1
+    return found
+
+
+@jit
+def shown_rows(segments: Ints, size: int, pages: int, rows: Ints) -> None:
+    """As :func:`fill_row` from a table ``int64[n, 4]`` of valid blocks, age, fill and log."""
+    for n in range(len(segments)):
+        live = segments[n, 0]
+        rows[n, 0] = lg((size - live) * PARTS // size)
+        rows[n, 1] = lg(live * PARTS // size)
+        rows[n, 2] = octaves(segments[n, 1], pages)
+        rows[n, 3] = octaves(segments[n, 2], pages)
+        rows[n, 4] = min(max(segments[n, 3], 0), c.FOREIGN)
