@@ -39,9 +39,7 @@ class GcModelParams(uxk.Params):
 
     backend: Annotated[
         Literal["bytecode", "float"],
-        uxk.param(
-            help="bytecode, or for comparisons the float model in its place, which only a study can call"
-        ),
+        uxk.param(help="bytecode, or for comparisons the float model in its place, which only a study can call"),
     ] = "bytecode"
     bits: Annotated[int, uxk.param(ge=1, le=30, help="of each weight's mantissa in the bytecode")] = 30
     trust: Annotated[int, uxk.param(ge=0, le=100, help="weight of what was learned beside 1/age, in per cent")] = 50

@@ -217,6 +217,9 @@ def test_an_agent_is_trained_from_a_log_first(here: Path, capsys: pytest.Capture
         ("good.pickle -s schema.json --inputs a.csv", 1, "a.csv: no column 'x'; there are y, z"),
         ("good.pickle -s schema.json --inputs b.csv", 1, "b.csv, line 2: invalid literal"),
         ("good.pickle -s schema.json --inputs c.csv", 1, "c.csv: no rows"),
+        ("good.pickle -s schema.json -o schema.bpf", 2, "schema.json would be written over, which is the --schema"),
+        ("good.pickle -s schema.json -o good.pickle", 2, "good.pickle would be written over, which is the model"),
+        ("good.pickle -s schema.json -o .", 2, "-o .: expected the name of a file"),
         ("good.pickle -s schema.json -o x.json", 1, "the program cannot be called .json"),
     ],
 )

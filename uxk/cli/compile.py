@@ -78,18 +78,29 @@ def compile_(args: argparse.Namespace) -> int:
     schema = read_schema(args.schema)
     rows = _rows(Path(args.inputs), schema) if args.inputs else None
     model = _model(_state(args), args.at, args.model)
+    out = Path(args.out or f"{Path(args.model).stem}.bpf")
+    _spare(out, args)
     options = Options(args.scale, args.threshold, args.bits, args.tables, args.majority_leaves)
     made = compile_model(model, schema, options)
     made = made.compared(model, inputs=args.count, seed=args.seed, rows=rows)
     assert made.agreement is not None
     enough = made.agreement.ppm >= wanted * 10_000
-    out = Path(args.out or f"{Path(args.model).stem}.bpf")
     if enough:
         made.save(out)
     _tell(made, str(out) if enough else "", as_json=args.json)
     if not enough:
         note(f"agrees on less than {wanted:g} %: nothing is written; --agree says how much is enough")
     return GOOD if enough else FAILED
+
+
+def _spare(out: Path, args: argparse.Namespace) -> None:
+    """What is written must not take the place of what is read.  Raises UsageExit."""
+    if not out.name:
+        raise UsageExit(f"-o {out}: expected the name of a file")
+    written = {each.resolve() for each in (out, out.with_suffix(".json"), out.with_suffix(".weights"))}
+    for name, given in (("model", args.model), ("--schema", args.schema), ("--inputs", args.inputs)):
+        if given and Path(given).resolve() in written:
+            raise UsageExit(f"-o {out}: {given} would be written over, which is the {name}: expected another name")
 
 
 def _tell(made: Compiled, out: str, *, as_json: bool) -> None:
