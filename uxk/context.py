@@ -423,6 +423,7 @@ class Context:
         EINVAL: the verifier's reason; ENODEV: that site takes none; EBUSY, EAGAIN (too soon, emergency), ECANCELED
         (the model disagreed, or a fault).  Decisions come as events ``shadow``: answer with :meth:`judge`.
         """
+        _check_program(site, code)
         return self.command(lambda cid: e.InjectPolicy(cid, site, code, weights, why))
 
     def load_program(self, at: str, code: bytes, *, arrays: Sequence[tuple[int, int]] = (), replaces: int = 0) -> Reply:
@@ -431,6 +432,7 @@ class Context:
         The answer's ``result`` is its number; with ``replaces`` it takes the place of that one, in one step.
         The manifest asks for ``bpf:queue/DEVICE`` or ``bpf:agent/INSTANCE``.
         """
+        _check_program(at, code)
         return self.command(lambda cid: e.LoadProgram(cid, at, code, tuple(arrays), replaces))
 
     def judge(self, injection: int, first: int, verdicts: Sequence[int]) -> Reply:
@@ -481,3 +483,10 @@ class _Batches:
 
     async def __anext__(self) -> list[e.Request]:
         return await self._ctx._next_batch()
+
+
+def _check_program(at: str, code: bytes) -> None:
+    """Two words are easily swapped, and the kernel would only say that it cannot read the frame."""
+    if not isinstance(at, str) or not isinstance(code, bytes | bytearray | memoryview):
+        given = f"{type(at).__name__} and {type(code).__name__}"
+        raise UsageError(f"a program: expected where it goes (str), then its bytes; got {given}")

@@ -182,7 +182,10 @@ def right_ones(records: list[tuple[int, ...]], completions: list[tuple[int, int]
 
 def main(words: list[str]) -> None:
     """One doorbell."""
-    shared, doorbell = in_uxk() if "--uxk" in words else in_linux()
+    try:
+        shared, doorbell = in_uxk() if "--uxk" in words else in_linux()
+    except OSError as exc:
+        sys.exit(f"arena_queue: {exc}; it needs Linux 6.10, and root; --uxk does without")
     numbers = [int(word) for word in words if word.isdigit()]
     records = records_of(1, min(numbers[0] if numbers else ENTRIES, ENTRIES))
     right = right_ones(records, exchange(shared, doorbell, records))

@@ -113,6 +113,13 @@ async def test_nobody_loads_where_his_manifest_does_not_say_so(at: str, status: 
         assert all("\n" not in record.text for record in kernel.kmsg.records()) and "\n" not in why
 
 
+async def test_words_in_the_wrong_order_are_named_before_they_are_sent() -> None:
+    async with kernel_with():
+        for what in ("inject", "load_program"):
+            with pytest.raises(UsageError, match=r"expected where it goes \(str\), then its bytes; got bytes and str"):
+                Hostile.ask(what, PASS, "agent/bad")
+
+
 async def test_programs_of_others_are_not_replaced_and_their_weights_not_moved() -> None:
     async with kernel_with() as (kernel, port):
         await kernel.insmod(Victim)
