@@ -8,21 +8,19 @@ weight, r3 the value, r7 the turns left.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from uxk.bpf import insn as i
+from uxk.bpf.compiler.emitter import Emitter
 from uxk.bpf.compiler.forms import Tabled
 from uxk.bpf.compiler.tables import GENERATION_BYTES, SLOTS, WEIGHTS_MAP, Stage, packed, stages
 from uxk.bpf.insn import FRAME, lddw
-
-if TYPE_CHECKING:
-    from uxk.bpf.compiler.codegen import Code
 
 _TOTAL, _X, _T, _ROW, _TURNS, _LATER, _EXCESS = 0, 2, 3, 6, 7, 8, 9
 _SIZES: Final = {1: i.B, 2: i.H, 4: i.W}
 
 
-def tabled(code: Code, form: Tabled) -> None:
+def tabled(code: Emitter, form: Tabled) -> None:
     """The whole program."""
     half = 8 * form.width_bytes - 1
     _active_area(code, len(packed(form)))
@@ -60,7 +58,7 @@ def tabled(code: Code, form: Tabled) -> None:
     code.emit(i.EXIT_INSN)
 
 
-def _active_area(code: Code, area_bytes: int) -> None:
+def _active_area(code: Emitter, area_bytes: int) -> None:
     """r6 = the area that the generation's lowest bit says."""
     code.slots(lddw(_ROW, WEIGHTS_MAP, i.IMM64_MAP_VALUE))
     code.emit(i.LDX | i.DW | i.MEM, _X, _ROW)
@@ -70,7 +68,7 @@ def _active_area(code: Code, area_bytes: int) -> None:
     code.emit(i.ALU64 | i.ADD, _ROW, imm=GENERATION_BYTES)
 
 
-def _cut(code: Code, form: Tabled, layer: int) -> None:
+def _cut(code: Emitter, form: Tabled, layer: int) -> None:
     """r0 = the hidden value of a sum.  The mask changes none of the weights that the compiler has chosen."""
     code.cut(form.shifts[layer])
     code.emit(i.ALU64 | i.AND, _TOTAL, imm=(1 << form.ones[layer + 1]) - 1)
@@ -80,7 +78,7 @@ class _Stage:
     """One or two layers; ``places`` are the stack's slots of what is given, and of what is made."""
 
     def __init__(
-        self, code: Code, form: Tabled, stage: Stage, layer: int, given: tuple[int, ...], made: tuple[int, ...]
+        self, code: Emitter, form: Tabled, stage: Stage, layer: int, given: tuple[int, ...], made: tuple[int, ...]
     ) -> None:
         self._code, self._form, self._stage, self._layer = code, form, stage, layer
         self._given, self._made = given, made
