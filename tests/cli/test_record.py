@@ -56,6 +56,9 @@ def test_without_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 # --- for real -------------------------------------------------------------------------------------------------
 
 
+PATIENCE_S = 30
+
+
 def why_not() -> str:
     """Why this machine cannot record, or an empty text."""
     if os.geteuid() != 0:
@@ -66,8 +69,23 @@ def why_not() -> str:
         for command in (("losetup", "--find"), ("mount", "-t", "tracefs", "nodev", folder)):
             if subprocess.run(command, capture_output=True).returncode:
                 return f"`{' '.join(command)}` fails here"
-        subprocess.run(["umount", folder], check=True)
-    return ""
+        try:
+            return buffers_hang(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def buffers_hang(tracefs: str) -> str:
+    """A process of its own makes a buffer: on a Linux whose work queue is stuck it does not come back, nor dies."""
+    lines = ("import os, pathlib, sys", "at = pathlib.Path(sys.argv[1], 'instances', f'uxk-probe-{os.getpid()}')",
+             "at.mkdir()", "(at / 'buffer_size_kb').write_text('64')", "at.rmdir()")  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", "\n".join(lines), tracefs], stderr=subprocess.DEVNULL)
+    try:
+        return "a buffer for traces cannot be made" if child.wait(PATIENCE_S) else ""
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.returncode = -9  # nobody waits for it
+        return f"a buffer for traces was not made in {PATIENCE_S} s"
 
 
 @pytest.fixture(scope="module")
