@@ -8,8 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from linux_judge import Judge
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -23,6 +27,19 @@ def linux() -> ModuleType:
     if why := why_not():
         pytest.skip(why)
     return example("linux")
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Judge]:
+    """The running kernel without privileges beyond loading programs."""
+    from linux_judge import Judge
+
+    try:
+        judge = Judge()
+    except OSError as exc:
+        pytest.skip(f"bpf(2) does not answer here: {exc}")
+    with judge:
+        yield judge
 
 
 @pytest.fixture

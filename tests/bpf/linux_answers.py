@@ -43,11 +43,21 @@ def why_not() -> str:
     return "" if lines[:1] == ["ready"] and len(lines) == 2 else (lines or ["no bpf(2) here"])[-1]
 
 
-def lacks_acquire() -> str:
-    """Empty if the running kernel has load-acquire and store-release, which are of 6.15; else what to say."""
+def lacks(major: int, minor: int, what: str) -> str:
+    """Empty if the running kernel is of that version at least; else what to say.  No ``.ci/run`` gives it another."""
     release = os.uname().release
-    old = tuple(int(part) for part in re.findall(r"\d+", release)[:2]) < (6, 15)
-    return f"Linux {release} has no load-acquire, which is of 6.15" if old else ""
+    old = tuple(int(part) for part in re.findall(r"\d+", release)[:2]) < (major, minor)
+    return f"Linux {release} has no {what}: {major}.{minor}" if old else ""
+
+
+def lacks_acquire() -> str:
+    """Of load-acquire and store-release."""
+    return lacks(6, 15, "load-acquire")
+
+
+def lacks_arena() -> str:
+    """Of an arena, with atomic operations in it."""
+    return lacks(6, 10, "arena with atomic operations")
 
 
 @contextmanager

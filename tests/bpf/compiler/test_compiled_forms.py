@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from random import Random
@@ -203,17 +202,6 @@ def test_ranges_must_be_ranges() -> None:
 
 
 # --- the running kernel ---
-
-
-@pytest.fixture(scope="module")
-def strict() -> Iterator[Judge]:
-    """The running kernel without privileges beyond loading programs."""
-    try:
-        judge = Judge()
-    except OSError as exc:
-        pytest.skip(f"bpf(2) does not answer here: {exc}")
-    with judge:
-        yield judge
 
 
 def test_linux_takes_forms_of_chance_and_gives_the_same_verdicts(strict: Judge) -> None:

@@ -173,17 +173,6 @@ def test_numbers_outside_the_ranges_count_as_the_nearest_inside() -> None:
 # --- the running kernel ---
 
 
-@pytest.fixture(scope="module")
-def strict() -> Iterator[Judge]:
-    """The running kernel without privileges beyond loading programs."""
-    try:
-        judge = Judge()
-    except OSError as exc:
-        pytest.skip(f"bpf(2) does not answer here: {exc}")
-    with judge:
-        yield judge
-
-
 def in_linux(judge: Judge, made: Compiled, inputs: int = INPUTS) -> None:
     """Loads a program and compares its verdicts."""
     assert made.form is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -178,17 +178,6 @@ def test_shapes_that_the_stack_cannot_hold() -> None:
 
 
 # --- the running kernel ---
-
-
-@pytest.fixture(scope="module")
-def strict() -> Iterator[Judge]:
-    """The running kernel without privileges beyond loading programs."""
-    try:
-        judge = Judge()
-    except OSError as exc:
-        pytest.skip(f"bpf(2) does not answer here: {exc}")
-    with judge:
-        yield judge
 
 
 @pytest.mark.parametrize(("outputs", "bits"), [(2, 30), (1, 16), (2, 8)])
